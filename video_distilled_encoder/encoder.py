@@ -1,0 +1,264 @@
+"""The encoder: one image in, one class token and a grid of patch tokens out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import HfApi
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from video_distilled_encoder import model_directory
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.hub import find_model
+from video_distilled_encoder.model_config import ModelConfig, image_size
+from video_distilled_encoder.preprocessing import Images, check_size, preprocess
+
+# B = batch (any leading dimensions), N = patches = h * w, C = embed_dim, h = H / patch_size, w = W / patch_size
+
+
+class EncoderOutput(NamedTuple):
+    """Features of a batch of images, all after the final norm."""
+
+    cls: Tensor
+    """(B, C) class token."""
+    patches: Tensor
+    """(B, N, C) patch tokens, row-major."""
+    grid: Tensor
+    """(B, C, h, w) the patch tokens as a feature map (a view, no copy)."""
+
+
+class Encoder(nn.Module):
+    """A single-image vision transformer with its preprocessing.
+
+    Args:
+        backbone: timm's VisionTransformer, as `ModelConfig.build_backbone` makes it.
+        config: what the backbone was trained with.
+        card: the model card, kept for `save_pretrained`.
+    """
+
+    def __init__(self, backbone: VisionTransformer, config: ModelConfig | None = None, card: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config or ModelConfig()
+        self.card = card
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Encoder:
+        """Load an encoder, in eval mode.
+
+        Args:
+            name: a local model directory, the release bundled with this package (`nota/vfd-vits16`), or a Hub name;
+                looked up in this order.
+            revision: branch, tag or commit on the Hub; with it the bundled release is passed over.
+            device: where to put it; the CPU by default.
+            dtype: floating-point type of the weights and of the features.
+            cache_dir: the Hub's cache, if not the ordinary one.
+            local_files_only: never ask the network.
+            token: the Hub's access token, if not the one logged in with.
+
+        Raises:
+            InputError: there is no such model, or its files are incomplete, damaged or of another architecture.
+        """
+        directory = find_model(
+            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        backbone, config = model_directory.read(directory)
+        card = directory / model_directory.CARD
+        text = card.read_text(encoding="utf-8") if card.is_file() else None
+        return cls(backbone, config, text).to(device=device, dtype=dtype).eval()
+
+    @property
+    def embed_dim(self) -> int:
+        """Width C of the tokens."""
+        return self.backbone.embed_dim
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.backbone.patch_embed.patch_size[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the weights were made for, and the default of `encode`."""
+        return image_size(self.backbone)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.pos_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.backbone.pos_embed.dtype
+
+    def forward(self, pixel_values: Tensor) -> EncoderOutput:
+        """Encode normalised pixels; differentiable.
+
+        Args:
+            pixel_values: (B, 3, H, W), or (B, cameras, 3, H, W) with any number of leading dimensions; H and W are
+                multiples of the patch size.
+
+        Returns:
+            Class token, patch tokens and grid with the same leading dimensions.
+
+        Raises:
+            InputError: the shape does not fit; the message names the two nearest good sizes.
+        """
+        pixels, lead = self._flatten(pixel_values)
+        return self._split(self.backbone.forward_features(pixels), lead, pixels.shape[-2:])
+
+    def intermediate_layers(
+        self, pixel_values: Tensor, n: int | Sequence[int] = 1, norm: bool = True
+    ) -> list[EncoderOutput]:
+        """Return the tokens after several blocks, for dense heads.
+
+        Args:
+            pixel_values: as in `forward`.
+            n: the last n blocks, or the numbers of the blocks, counted from 0.
+            norm: apply the final norm to each.
+
+        Raises:
+            InputError: there is no such block, or the shape does not fit.
+        """
+        depth = len(self.backbone.blocks)
+        blocks = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
+        if not blocks or min(blocks) < 0 or max(blocks) >= depth:
+            raise InputError(f"n={n!r} asks for blocks that are not there; the encoder has blocks 0 to {depth - 1}")
+        pixels, lead = self._flatten(pixel_values)
+        layers = self.backbone.forward_intermediates(
+            pixels,
+            indices=blocks,
+            return_prefix_tokens=True,
+            norm=norm,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        return [self._split(torch.cat([cls, patches], dim=1), lead, pixels.shape[-2:]) for patches, cls in layers]
+
+    @torch.no_grad()
+    def encode(
+        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str = "center"
+    ) -> EncoderOutput:
+        """Encode images in any form, preprocessing included; no gradients.
+
+        Args:
+            images: a path, PIL image, RGB array (..., H, W, 3), RGB tensor (..., 3, H, W), or a list of them; integer
+                pixels are uint8, floating-point ones lie in [0, 1].
+            size: pixels of the network's input, one number or (height, width); `image_size` by default.
+            crop_mode: "center" (aspect kept, sides cut; what timm and transformers do), "squash" (the whole image,
+                stretched to `size`) or "whole" (the whole image, aspect kept, shorter side about `size`).
+
+        Returns:
+            Features with a leading batch dimension; (B, cameras, …) in gives (B, cameras, …) out.
+
+        Raises:
+            InputError: something is not an image, or the sizes do not fit.
+        """
+        return self(self.preprocess(images, size=size, crop_mode=crop_mode))
+
+    def preprocess(
+        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str = "center"
+    ) -> Tensor:
+        """Return the normalised pixels that `encode` hands to the network: (B, 3, H, W) on the encoder's device."""
+        pixels = preprocess(
+            images,
+            self.config,
+            size=size or (self.image_size[0] if crop_mode == "whole" else self.image_size),
+            crop_mode=crop_mode,
+            multiple=self.patch_size,
+            device=self.device,
+        )
+        return pixels.to(self.dtype)
+
+    def save_pretrained(
+        self, directory: str | Path, *, dtype: torch.dtype | None = None, card: str | None = None
+    ) -> None:
+        """Write a model directory that timm, transformers and `from_pretrained` load with the same numbers.
+
+        Args:
+            directory: made if missing.
+            dtype: of the stored weights; the encoder's own by default.
+            card: the text of the model card, if not the one the encoder was loaded with.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        model_directory.write(
+            Path(directory),
+            self.backbone,
+            self.config,
+            card=card or self.card or _DEFAULT_CARD,
+            dtype=dtype or self.dtype,
+        )
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload encoder",
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Upload the model directory to the Hub as `owner/name` in one commit; returns the commit's address."""
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model", dtype=dtype)
+            repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=Path(folder) / "model",
+                revision=revision,
+                commit_message=commit_message,
+            )
+        return str(commit.commit_url)
+
+    def _flatten(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """(..., 3, H, W) -> (B, 3, H, W) and the leading dimensions."""
+        if pixel_values.ndim < 4 or pixel_values.shape[-3] != 3:
+            raise InputError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        check_size((pixel_values.shape[-2], pixel_values.shape[-1]), self.patch_size)
+        if pixel_values.ndim == 4:
+            return pixel_values, tuple(pixel_values.shape[:1])
+        return pixel_values.flatten(0, -4), tuple(pixel_values.shape[:-3])
+
+    def _split(self, tokens: Tensor, lead: tuple[int, ...], size: Sequence[int]) -> EncoderOutput:
+        """(B, 1 + N, C) -> class token, patches and grid, with the leading dimensions of the input."""
+        if len(lead) > 1:
+            tokens = tokens.unflatten(0, lead)
+        cls, patches = tokens[..., 0, :], tokens[..., 1:, :]
+        grid = patches.transpose(-1, -2).unflatten(-1, (size[0] // self.patch_size, size[1] // self.patch_size))
+        return EncoderOutput(cls, patches, grid)
+
+
+_DEFAULT_CARD = """---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [vision-transformer, video_distilled_encoder]
+---
+# A video-distilled encoder
+
+```python
+from video_distilled_encoder import Encoder
+encoder = Encoder.from_pretrained("DIRECTORY_OR_HUB_NAME")
+out = encoder.encode("photograph.jpg")   # out.cls, out.patches, out.grid
+```
+"""

@@ -1,0 +1,53 @@
+"""Writing files so that nothing half-written ever stands under its final name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` with the same suffix; it takes the final name only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty staging directory whose files move to `path` only if the block succeeds.
+
+    A directory that does not exist yet appears whole, by one rename; into one that exists the files are moved one by
+    one, in alphabetical order, each replaced whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    staging.chmod(0o755)
+    try:
+        yield staging
+        if not path.exists():
+            os.replace(staging, path)
+            return
+        for file in sorted(staging.iterdir()):
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

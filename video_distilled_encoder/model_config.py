@@ -1,0 +1,158 @@
+"""What must be known of a model besides its weights: the architecture and how an image becomes its input."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from video_distilled_encoder.errors import InputError
+
+_BACKBONE_ARGUMENTS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The facts of `config.json`, which timm and transformers each read in their own dialect.
+
+    Raises:
+        InputError: a value is not usable, when the object is made.
+    """
+
+    architecture: str = "vit_small_patch16_224"
+    """A timm model name."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of timm's VisionTransformer that differ from the architecture's."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the RGB channels, in [0, 1]; ImageNet's by default, as in the papers."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the RGB channels."""
+    interpolation: str = "bicubic"
+    """How images are resized, with antialiasing: bicubic or bilinear."""
+    crop_pct: float = 0.9
+    """Share of the resized image's shorter side that a centre crop keeps."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.architecture, str) or not timm.is_model(self.architecture):
+            raise InputError(f"timm has no architecture {self.architecture!r}; timm.list_models('vit*') lists those it has")
+        unknown = set(self.model_args) - _BACKBONE_ARGUMENTS
+        if unknown:
+            raise InputError(f"model_args {sorted(unknown)} are not arguments of timm's VisionTransformer; remove them")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+                raise InputError(f"{name} must be three numbers, got {values!r}")
+        if min(self.std) <= 0 or not 0 < self.crop_pct <= 1:
+            raise InputError(f"std must be positive and crop_pct in (0, 1], got {self.std} and {self.crop_pct}")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise InputError(f"interpolation must be bicubic or bilinear, got {self.interpolation!r}")
+
+    def build_backbone(self, **overrides: Any) -> VisionTransformer:
+        """Build the backbone with random weights: no classifier, any input size that is a multiple of the patch size.
+
+        Args:
+            **overrides: further arguments of timm's VisionTransformer, for training (`drop_path_rate`).
+
+        Raises:
+            InputError: the architecture is not a plain ViT (one class token, no registers).
+        """
+        arguments = {**self.model_args, **overrides, "num_classes": 0, "dynamic_img_size": True}
+        backbone = timm.create_model(self.architecture, pretrained=False, **arguments)
+        if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
+            raise InputError(f"{self.architecture} is not a plain vision transformer with a class token and no registers")
+        return backbone
+
+    @classmethod
+    def from_json(cls, config: Any) -> ModelConfig:
+        """Read timm's dialect of `config.json`.
+
+        Raises:
+            InputError: it names no timm architecture, or holds a value that is not usable.
+        """
+        if not isinstance(config, dict) or "architecture" not in config:
+            raise InputError("it names no timm `architecture`")
+        image = config.get("pretrained_cfg", {})
+        defaults = cls()
+        return cls(
+            architecture=config["architecture"],
+            model_args=config.get("model_args", {}),
+            mean=tuple(image.get("mean", defaults.mean)),
+            std=tuple(image.get("std", defaults.std)),
+            interpolation=image.get("interpolation", defaults.interpolation),
+            crop_pct=image.get("crop_pct", defaults.crop_pct),
+        )
+
+    def timm_json(self, backbone: VisionTransformer) -> dict[str, Any]:
+        """Return timm's dialect. (timm's own writer puts `num_classes` into model_args, which `AutoModel` refuses.)"""
+        height, width = image_size(backbone)
+        return {
+            "architecture": self.architecture,
+            "num_classes": 0,
+            "num_features": backbone.num_features,
+            "global_pool": "token",
+            "model_args": {**self.model_args, "dynamic_img_size": True},
+            "pretrained_cfg": {
+                "input_size": [3, height, width],
+                "fixed_input_size": True,
+                "interpolation": self.interpolation,
+                "crop_pct": self.crop_pct,
+                "crop_mode": "center",
+                "mean": list(self.mean),
+                "std": list(self.std),
+                "num_classes": 0,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+                "custom_load": False,
+            },
+        }
+
+    def transformers_json(self, backbone: VisionTransformer, dtype: torch.dtype, weights_file: str) -> dict[str, Any]:
+        """Return transformers' dialect, of `Dinov2Model`: a ViT whose layer scales are ones."""
+        block = backbone.blocks[0]
+        return {
+            "model_type": "dinov2",
+            "architectures": ["Dinov2Model"],
+            "hidden_size": backbone.embed_dim,
+            "num_hidden_layers": len(backbone.blocks),
+            "num_attention_heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.fc1.out_features // backbone.embed_dim,
+            "layer_norm_eps": block.norm1.eps,
+            "image_size": image_size(backbone)[0],
+            "patch_size": backbone.patch_embed.patch_size[0],
+            "qkv_bias": block.attn.qkv.bias is not None,
+            "layerscale_value": 1.0,
+            "use_mask_token": False,
+            "dtype": str(dtype).removeprefix("torch."),
+            "out_indices": [len(backbone.blocks)],
+            "transformers_weights": weights_file,
+        }
+
+    def preprocessor_json(self, backbone: VisionTransformer) -> dict[str, Any]:
+        """Return transformers' image processor: the shorter side resized to size / crop_pct, then a centre crop."""
+        height, width = image_size(backbone)
+        return {
+            "image_processor_type": "BitImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": math.floor(height / self.crop_pct)},
+            "resample": {"bilinear": 2, "bicubic": 3}[self.interpolation],
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_convert_rgb": True,
+        }
+
+
+def image_size(backbone: VisionTransformer) -> tuple[int, int]:
+    """Return the (height, width) in pixels that the position embedding was made for."""
+    height, width = backbone.patch_embed.img_size
+    return height, width

@@ -1,0 +1,184 @@
+"""The model directory: one folder that timm, transformers and `Encoder.from_pretrained` load with the same numbers.
+
+```
+config.json                      both dialects: timm's architecture and transformers' Dinov2
+model.safetensors                weights under timm's names
+model_transformers.safetensors   the same weights under transformers' names
+preprocessor_config.json         transformers' image processor
+SHA256SUMS                       checksums of the files above, as `sha256sum -c` reads them
+README.md                        the model card
+```
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.model_config import ModelConfig
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TRANSFORMERS_WEIGHTS = "model_transformers.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
+CHECKSUMS = "SHA256SUMS"
+CARD = "README.md"
+
+# timm's module -> transformers' module; the attention's qkv is split and the layer scales are handled apart.
+_TRANSFORMERS_MODULES = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm1": "norm1",
+    "attn.proj": "attention.output.dense",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "norm": "layernorm",
+}
+
+
+def read(directory: Path) -> tuple[VisionTransformer, ModelConfig]:
+    """Load the backbone (in eval mode, its weights as stored) and the configuration of a model directory.
+
+    Raises:
+        InputError: a file is missing, damaged or does not match its checksum, or a tensor is missing, left over or of
+            another shape.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise InputError(f"{directory} has no {name}; a model directory holds {CONFIG} and {WEIGHTS}")
+    _verify(directory, (CONFIG, WEIGHTS))
+    try:
+        config = ModelConfig.from_json(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
+        backbone = config.build_backbone()
+    except (InputError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{directory / CONFIG} is not a model's configuration: {error}") from error
+    try:
+        state = load_file(directory / WEIGHTS)
+    except SafetensorError as error:
+        raise InputError(f"{directory / WEIGHTS} is damaged ({error}); download or save it again") from error
+    load_strictly(backbone, state, directory / WEIGHTS)
+    return backbone.eval(), config
+
+
+def write(
+    directory: Path,
+    backbone: VisionTransformer,
+    config: ModelConfig,
+    *,
+    card: str,
+    dtype: torch.dtype = torch.float32,
+    transformers: bool = True,
+) -> None:
+    """Write `backbone` as a model directory; nothing is left behind if that fails.
+
+    Args:
+        directory: made if missing; files of the same names are replaced.
+        backbone: as `ModelConfig.build_backbone` makes it.
+        config: what the weights were trained with.
+        card: the text of README.md.
+        dtype: floating-point type of the stored weights.
+        transformers: also write the weights under transformers' names. Without, the directory is half as large and
+            loads in timm and in `Encoder.from_pretrained`.
+
+    Raises:
+        InputError: the backbone has tensors that transformers' Dinov2Model has not, or the place cannot be written.
+    """
+    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in backbone.state_dict().items()}
+    files = {CONFIG: config.timm_json(backbone)}
+    weights = {WEIGHTS: state}
+    if transformers:
+        files[CONFIG] |= config.transformers_json(backbone, dtype, TRANSFORMERS_WEIGHTS)
+        files[PREPROCESSOR] = config.preprocessor_json(backbone)
+        weights[TRANSFORMERS_WEIGHTS] = to_transformers(state)
+    try:
+        with atomic_directory(directory) as staging:
+            for name, content in files.items():
+                (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            for name, tensors in weights.items():
+                save_file(tensors, staging / name, metadata={"format": "pt"})
+            sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir())]
+            (staging / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
+            (staging / CARD).write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the model directory {directory}: {error}") from error
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: Path | str) -> None:
+    """Load `state` into `module`, keeping the stored floating-point type.
+
+    Raises:
+        InputError: a tensor is missing, left over or of another shape; the message names it and `where`.
+    """
+    expected = module.state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        parts = [
+            f"{word} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+            for word, names in (("lacks", missing), ("has the unexpected", extra))
+            if names
+        ]
+        raise InputError(f"{where} {' and '.join(parts)}; it does not belong to this architecture")
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise InputError(f"{where}: {name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename timm's ViT tensors to those of transformers' `Dinov2Model`: qkv is split, layer scales are written out.
+
+    Raises:
+        InputError: a tensor has no counterpart there.
+    """
+    renamed = {
+        "embeddings.cls_token": state["cls_token"],
+        "embeddings.position_embeddings": state["pos_embed"],
+    }
+    for name in state.keys() - {"cls_token", "pos_embed"}:
+        path, _, kind = name.rpartition(".")
+        block, module = "", path
+        if path.startswith("blocks."):
+            number, module = path.removeprefix("blocks.").split(".", 1)
+            block = f"encoder.layer.{number}."
+        if module == "attn.qkv":
+            for part, chunk in zip(("query", "key", "value"), state[name].chunk(3), strict=True):
+                renamed[f"{block}attention.attention.{part}.{kind}"] = chunk.clone()
+        elif module in _TRANSFORMERS_MODULES:
+            renamed[f"{block}{_TRANSFORMERS_MODULES[module]}.{kind}"] = state[name]
+        else:
+            raise InputError(f"{name} has no counterpart in transformers' Dinov2Model; save with transformers=False")
+        if module in ("norm1", "norm2") and kind == "weight":
+            renamed[f"{block}layer_scale{module[-1]}.lambda1"] = torch.ones_like(state[name])
+    return renamed
+
+
+def _verify(directory: Path, names: tuple[str, ...]) -> None:
+    """Compare files with their checksums; a directory without SHA256SUMS, another project's, only brings a warning."""
+    if not (directory / CHECKSUMS).is_file():
+        warnings.warn(f"{directory} has no {CHECKSUMS}: its weights are loaded unchecked", stacklevel=4)
+        return
+    sums: dict[str, str] = {}
+    for line in (directory / CHECKSUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        sums[name] = digest
+    for name in names:
+        if name not in sums:
+            raise InputError(f"{directory / CHECKSUMS} does not list {name}; download or save the directory again")
+        if sha256(directory / name) != sums[name]:
+            raise InputError(f"{directory / name} does not match its checksum in {CHECKSUMS}; download or save it again")
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Return what identifies a model directory in results: its name and the SHA-256 of its weights."""
+    return {"path": str(directory), "weights_sha256": sha256(directory / WEIGHTS)}

@@ -1,0 +1,208 @@
+"""From images in any form to normalised pixels, with the same arithmetic for every form.
+
+All forms become float RGB in [0, 1] and are resized by torch's antialiased bicubic filter, which is PIL's without its
+rounding to 8 bits: so a path, a PIL image, an array and a tensor of one photograph give one and the same result, on
+every device, and timm's and transformers' own PIL transforms agree to half a grey level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.model_config import ModelConfig
+
+Images: TypeAlias = Any
+"""A path | PIL image | (..., H, W, 3) array | (..., 3, H, W) tensor, or a (nested) list of them."""
+
+CROP_MODES = ("center", "squash", "whole")
+
+
+def preprocess(
+    images: Images,
+    config: ModelConfig,
+    *,
+    size: int | tuple[int, int],
+    crop_mode: str,
+    multiple: int,
+    device: torch.device,
+) -> Tensor:
+    """Turn images into normalised pixels.
+
+    Args:
+        images: any of the forms of `Images`.
+        config: mean, std, interpolation and crop_pct.
+        size: height and width of the result in pixels; one number means a square, or with "whole" the shorter side.
+        crop_mode: "center" keeps the aspect ratio and cuts what is over, as timm and transformers do; "squash" resizes
+            the whole image to exactly `size`; "whole" keeps the aspect ratio and the whole image, both sides rounded to
+            a multiple of the patch size.
+        multiple: the patch size.
+        device: where the result lies.
+
+    Returns:
+        (B, 3, H, W) float32, or with further leading dimensions, such as (B, cameras, 3, H, W), if `images` has them.
+
+    Raises:
+        InputError: something is not an image, or the sizes do not fit.
+    """
+    if crop_mode not in CROP_MODES:
+        raise InputError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {crop_mode!r}")
+    batches, lead = load(images)
+    resized = [_resize(batch.to(device), config, size, crop_mode, multiple) for batch in batches]
+    if len({batch.shape[-2:] for batch in resized}) > 1:
+        sizes = sorted({f"{batch.shape[-2]}x{batch.shape[-1]}" for batch in resized})
+        raise InputError(f"the images come out at different sizes ({', '.join(sizes)}); encode them apart or give `size`")
+    pixels_BCHW = resized[0] if len(resized) == 1 else torch.cat(resized)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
+    return ((pixels_BCHW - mean) / std).unflatten(0, lead)
+
+
+def load(images: Images) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Read images of any form as batches of (n, 3, H, W), uint8 or float32 in [0, 1].
+
+    Returns:
+        The batches in order, and the leading dimensions of all images together; (1,) for a single image.
+
+    Raises:
+        InputError: an element is not an image.
+    """
+    batches, lead = _load(images)
+    if 0 in lead:
+        raise InputError("there are no images to encode: the batch is empty")
+    return _merge(batches), lead or (1,)
+
+
+def _load(images: Images) -> tuple[list[Tensor], tuple[int, ...]]:
+    if isinstance(images, (str, Path)):
+        return _load(open_image(Path(images)))
+    if isinstance(images, Image.Image):
+        array = np.array(_to_rgb(images, "the PIL image"))
+        return [torch.from_numpy(array).permute(2, 0, 1)[None]], ()
+    if isinstance(images, np.ndarray):
+        if images.ndim < 3 or images.shape[-1] != 3:
+            raise InputError(f"an array must be (..., H, W, 3), RGB; got {images.shape}")
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3)
+        return _load(tensor)
+    if isinstance(images, Tensor):
+        if images.ndim < 3 or images.shape[-3] != 3:
+            raise InputError(f"a tensor must be (..., 3, H, W), RGB; got {tuple(images.shape)}")
+        lead = tuple(images.shape[:-3])
+        return [_checked_values(images).flatten(0, -4) if lead else _checked_values(images)[None]], lead
+    if isinstance(images, Sequence):
+        return _load_sequence(images)
+    raise InputError(f"{type(images).__name__} is not an image: give a path, PIL image, numpy array, tensor or a list")
+
+
+def _load_sequence(images: Sequence[Images]) -> tuple[list[Tensor], tuple[int, ...]]:
+    loaded = [_load(image) for image in images]
+    leads = {lead for _, lead in loaded}
+    if len(leads) > 1:
+        raise InputError(f"the elements of a list must have equal leading dimensions, got {sorted(leads)}")
+    lead = (len(loaded), *leads.pop()) if leads else (0,)
+    return [batch for batches, _ in loaded for batch in batches], lead
+
+
+def _merge(batches: Iterable[Tensor]) -> list[Tensor]:
+    """Join the batches into one if all are alike, so that they are resized together."""
+    batches = list(batches)
+    alike = len({(batch.shape[1:], batch.dtype, batch.device) for batch in batches}) == 1
+    return [torch.cat(batches)] if alike and len(batches) > 1 else batches
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read an image file, upright (EXIF orientation applied).
+
+    Raises:
+        InputError: the file is missing, empty, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(image, str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"cannot be read as an image ({error})"
+        raise InputError(f"{path} {reason}") from error
+
+
+def _to_rgb(image: Image.Image, what: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{what} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _checked_values(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise InputError(f"pixels must be uint8, or floating-point in [0, 1]; got {images.dtype}")
+    if images.numel():
+        low, high = (value.item() for value in images.detach().aminmax())
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"floating-point images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; "
+                "for pixels already normalised call the encoder itself: encoder(pixel_values)"
+            )
+    return images.float()
+
+
+def _resize(images: Tensor, config: ModelConfig, size: int | tuple[int, int], crop_mode: str, multiple: int) -> Tensor:
+    """(n, 3, H, W) -> (n, 3, h, w) float32 in [0, 1]."""
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    resized_hw, crop_hw = plan_resize(tuple(images.shape[-2:]), size, crop_mode, config.crop_pct, multiple)
+    if resized_hw != tuple(images.shape[-2:]):
+        images = F.interpolate(images, resized_hw, mode=config.interpolation, antialias=True).clamp(0, 1)
+    top, left = (round((have - keep) / 2) for have, keep in zip(resized_hw, crop_hw, strict=True))
+    return images[..., top : top + crop_hw[0], left : left + crop_hw[1]]
+
+
+def plan_resize(
+    image_hw: tuple[int, ...], size: int | tuple[int, int], crop_mode: str, crop_pct: float, multiple: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the (height, width) an image is resized to, and the (height, width) of the centre that is kept of it.
+
+    Raises:
+        InputError: the size asked for is not a multiple of the patch size.
+    """
+    height, width = image_hw
+    if min(height, width) < 1:
+        raise InputError(f"an image of {height}x{width} pixels has nothing to encode")
+    if crop_mode == "whole":
+        if not isinstance(size, int):
+            raise InputError('crop_mode "whole" takes one number as size, the shorter side')
+        scale = size / min(height, width)
+        whole = (_nearest(height * scale, multiple), _nearest(width * scale, multiple))
+        return whole, whole
+    target = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    check_size(target, multiple)
+    if crop_mode == "squash":
+        return target, target
+    # timm's and torchvision's arithmetic: the shorter side first, the longer one truncated.
+    scaled = [math.floor(side / crop_pct) for side in target]
+    if height * scaled[1] <= width * scaled[0]:
+        return (scaled[0], max(int(scaled[0] * width / height), target[1])), target
+    return (max(int(scaled[1] * height / width), target[0]), scaled[1]), target
+
+
+def check_size(size: tuple[int, int], multiple: int) -> None:
+    """Raise InputError, naming the nearest good sizes, unless height and width are positive multiples of `multiple`."""
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side < multiple or side % multiple:
+            lower = max(side // multiple, 1) * multiple
+            upper = max(side // multiple + 1, 2) * multiple
+            raise InputError(f"{name} {side} is not a multiple of the patch size {multiple}; nearest: {lower} and {upper}")
+
+
+def _nearest(side: float, multiple: int) -> int:
+    return max(round(side / multiple), 1) * multiple
