@@ -2,7 +2,7 @@
 
 All forms become float RGB in [0, 1] and are resized by torch's antialiased bicubic filter, which is PIL's without its
 rounding to 8 bits: so a path, a PIL image, an array and a tensor of one photograph give one and the same result, on
-every device, and timm's and transformers' own PIL transforms agree to half a grey level.
+every device, and timm's and transformers' own PIL transforms agree to one grey level.
 """
 
 from __future__ import annotations

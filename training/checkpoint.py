@@ -1,0 +1,68 @@
+"""Checkpoints: tensors as safetensors, the rest as JSON, written whole or not at all.
+
+    checkpoints/step-00000500/
+        model.safetensors      student, teacher and centres
+        trainer.safetensors    optimiser and random-number generators
+        state.json             step, and the SHA-256 of the two files
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from video_distilled_encoder.files import atomic_directory, sha256
+
+_TENSORS = ("model", "trainer")
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run after `step` steps."""
+
+    step: int
+    model: dict[str, Tensor]
+    trainer: dict[str, Tensor]
+
+
+def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint into `root`, then delete all but the newest `keep`."""
+    path = root / f"step-{checkpoint.step:08d}"
+    if path.exists():
+        shutil.rmtree(path)
+    with atomic_directory(path) as staging:
+        sums = {}
+        for name in _TENSORS:
+            file = staging / f"{name}.safetensors"
+            tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(checkpoint, name).items()}
+            save_file(tensors, file)
+            sums[file.name] = sha256(file)
+        (staging / "state.json").write_text(json.dumps({"step": checkpoint.step, "sha256": sums}), encoding="utf-8")
+    for old in _paths(root)[keep:]:
+        shutil.rmtree(old)
+    return path
+
+
+def load_newest(root: Path) -> Checkpoint | None:
+    """Load the newest checkpoint whose files are whole; damaged ones are passed over with a warning."""
+    for path in _paths(root):
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            for name, digest in state["sha256"].items():
+                if sha256(path / name) != digest:
+                    raise OSError(f"{name} does not match its checksum")
+            return Checkpoint(state["step"], *(load_file(path / f"{name}.safetensors") for name in _TENSORS))
+        except (OSError, ValueError, KeyError) as error:
+            warnings.warn(f"the checkpoint {path} is damaged ({error}) and passed over", stacklevel=2)
+    return None
+
+
+def _paths(root: Path) -> list[Path]:
+    """Return the checkpoints in `root`, newest first."""
+    return sorted(root.glob("step-*"), reverse=True)

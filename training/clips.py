@@ -1,0 +1,92 @@
+"""Clips: K frames of one video at a fixed stride in seconds, in an order that is a pure function of (seed, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from training.frame_store import FrameStore
+from video_distilled_encoder.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """Which frames make a clip."""
+
+    frames: int = 3
+    """K, frames per clip (paper, section 2)."""
+    stride: float = 0.5
+    """Seconds between consecutive frames of a clip (the paper's 30 frames at 60 frames/s)."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.stride <= 0:
+            raise InputError(f"clips need frames >= 1 and stride > 0, got {self.frames} and {self.stride}")
+
+
+class ClipIndex:
+    """All clips of several videos.
+
+    A clip starts at every frame from which the others can be reached: for each the nearest frame in time is taken, and
+    it must lie within half a frame interval of where it should be, so variable frame rates and gaps are handled and no
+    clip leaves its video.
+
+    Raises:
+        InputError: no video is long enough.
+    """
+
+    def __init__(self, stores: Sequence[FrameStore], config: ClipsConfig, seed: int) -> None:
+        self.stores = stores
+        self.seed = seed
+        rows = [clip_frames(store.times, config) for store in stores]
+        self.frames = np.concatenate(rows) if rows else np.zeros((0, config.frames), dtype=np.int64)
+        """(clips, K) frame numbers."""
+        self.videos = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        """(clips,) the store each clip is from."""
+        if len(self.frames) == 0:
+            longest = max((store.times[-1] for store in stores if len(store)), default=0.0)
+            need = (config.frames - 1) * config.stride
+            raise InputError(
+                f"no video is long enough: a clip of {config.frames} frames at a stride of {config.stride:g} s spans "
+                f"{need:g} s, and the longest video has {longest:.2f} s; change clips.stride or give longer videos"
+            )
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, position: int) -> tuple[FrameStore, np.ndarray]:
+        """Return the store and the (K,) frame numbers of the clip at `position` of the run.
+
+        Position p is clip p mod n of a fresh shuffle of all n clips in epoch p div n.
+        """
+        epoch, index = divmod(position, len(self))
+        clip = self._order(epoch)[index]
+        return self.stores[self.videos[clip]], self.frames[clip]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+
+
+def clip_frames(times: np.ndarray, config: ClipsConfig) -> np.ndarray:
+    """Return the (clips, K) frame numbers of all clips of a video with frames at `times` (T,) seconds, ascending."""
+    if len(times) < config.frames:
+        return np.zeros((0, config.frames), dtype=np.int64)
+    tolerance = 0.51 * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    wanted = times[:, None] + config.stride * np.arange(config.frames)[None]
+    right = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
+    left = right - 1
+    right = np.minimum(right, len(times) - 1)
+    nearest = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+    close = np.abs(times[nearest] - wanted) <= tolerance
+    distinct = (np.diff(nearest, axis=1) > 0).all(axis=1)
+    return nearest[close.all(axis=1) & distinct]

@@ -1,0 +1,75 @@
+"""Samples for the data loader: one clip's views and photometric parameters, a pure function of (seed, position)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from training.clips import ClipIndex
+from training.methods import load_method
+from training.photometric import draw_parameters
+from training.recipe import Recipe
+from training.views import cut_all
+
+
+class Sample(TypedDict):
+    """Views of a clip; batched, each tensor gets a leading batch dimension."""
+
+    views: dict[str, Tensor]
+    """Per group (n, 3, size, size) uint8."""
+    photometric: dict[str, Tensor]
+    """Per group (n, 11) float32, see `training.photometric.draw_parameters`."""
+
+
+class ClipViews(Dataset[Sample]):
+    """Sample `position` of a run: what it shows depends on nothing but the seed and the position."""
+
+    def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
+        self.index = index
+        self.recipe = recipe
+        self.plan_views = partial(load_method(recipe.method).plan_views, recipe=recipe)
+
+    def __getitem__(self, position: int) -> Sample:
+        rng = np.random.default_rng([self.recipe.run.seed, 1, position])
+        store, numbers = self.index[position]
+        frames = [store.read(int(number)) for number in numbers]
+        views = self.plan_views(rng, frames[0].size)
+        pixels = cut_all(frames, views, self.recipe.views)
+        parameters = {
+            group: draw_parameters(rng, [view for view in views if view.group == group], self.recipe.photometric)
+            for group in pixels
+        }
+        return {
+            "views": {group: torch.from_numpy(array) for group, array in pixels.items()},
+            "photometric": {group: torch.from_numpy(array) for group, array in parameters.items()},
+        }
+
+
+def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, device: torch.device) -> Iterator[Sample]:
+    """Yield the batches of steps `start` to `steps` - 1, each of `run.batch_size` consecutive positions."""
+    size = recipe.run.batch_size
+    workers = recipe.run.workers
+    if workers is None:
+        workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
+    loader = DataLoader(
+        ClipViews(index, recipe),
+        batch_size=size,
+        sampler=range(start * size, steps * size),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(worker: int) -> None:
+    """Keep a worker on one processor: it shares the machine with others of its kind."""
+    torch.set_num_threads(1)

@@ -1,0 +1,97 @@
+"""`python -m training.extract VIDEO_OR_DIR… `: videos to frame stores, in parallel, each video once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from training.frame_store import ExtractConfig, extract_video
+from video_distilled_encoder.errors import InputError, command
+from video_distilled_encoder.video import find_videos
+
+
+def default_root() -> Path:
+    """Return the folder of frame stores: $VDE_CACHE/frames, or video_distilled_encoder/frames in the user's cache."""
+    cache = os.environ.get("VDE_CACHE")
+    base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "video_distilled_encoder"
+    return base.expanduser() / "frames"
+
+
+def extract_all(
+    paths: Sequence[Path], root: Path, config: ExtractConfig, *, workers: int = 0, skip_unreadable: bool = False
+) -> list[Path]:
+    """Extract every video named by `paths` (files or folders) and return the stores in the order of the videos.
+
+    Args:
+        paths: video files, or folders that are searched for them.
+        root: folder of the stores.
+        config: frame rate, size and quality.
+        workers: processes; 0 means one per processor.
+        skip_unreadable: leave out, with a warning, videos that cannot be read, instead of stopping at the first.
+
+    Raises:
+        InputError: a video cannot be read, or none is left.
+    """
+    videos = find_videos(paths)
+    workers = min(workers or os.cpu_count() or 1, len(videos))
+    stores: dict[Path, Path] = {}
+    with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
+        for video, result in _in_parallel(videos, root, config, workers):
+            bar.update()
+            try:
+                stores[video] = result()
+            except InputError as error:
+                if not skip_unreadable:
+                    raise
+                bar.write(f"left out: {error}")
+    if not stores:
+        raise InputError("none of the videos can be read")
+    return [stores[video] for video in videos if video in stores]
+
+
+def _in_parallel(
+    videos: Sequence[Path], root: Path, config: ExtractConfig, workers: int
+) -> Iterator[tuple[Path, Callable[[], Path]]]:
+    """Yield each video, as it is done, with a function that returns its store or raises its error."""
+    if workers == 1:
+        for video in videos:
+            yield video, partial(extract_video, video, root, config)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(extract_video, video, root, config): video for video in videos}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@command
+def main() -> None:
+    """Run the command."""
+    defaults = ExtractConfig()
+    parser = argparse.ArgumentParser(prog="python -m training.extract", description=__doc__)
+    parser.add_argument("videos", nargs="+", type=Path, help="video files, or folders searched for them")
+    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
+    parser.add_argument("--fps", type=float, help="frames kept per second (all)")
+    parser.add_argument("--short-side", type=int, help="resize larger frames to this many pixels (do not)")
+    parser.add_argument("--quality", type=int, default=defaults.quality, help="JPEG quality (%(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
+    args = parser.parse_args()
+    config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)
+    stores = extract_all(
+        args.videos, args.frames, config, workers=args.workers, skip_unreadable=args.skip_unreadable
+    )
+    print(f"{len(set(stores))} frame stores in {args.frames / config.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Frame stores: the frames of one video as JPEGs in one uncompressed ZIP file, with their time stamps.
+
+ZIP, because every language and file manager opens it, its central directory gives random access to each frame, and
+the standard library writes it. A store is named by the SHA-256 of the video's content, so that a video is extracted
+once however often it is copied or renamed, and it appears under its name only when it is complete.
+
+    000000.jpg, 000001.jpg, …   the frames, in order
+    video.json                  {"source", "sha256", "times": seconds of each frame, "settings"}
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import atomic_path, sha256
+from video_distilled_encoder.video import VideoFrame, read_frames
+
+_META = "video.json"
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """How videos become frame stores."""
+
+    fps: float | None = None
+    """Frames kept per second; all if none is given."""
+    short_side: int | None = None
+    """Frames larger than this are resized to it (pixels of the shorter side); none are if it is not given."""
+    quality: int = 90
+    """JPEG quality, 1 to 95."""
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.fps <= 0:
+            raise InputError(f"extract.fps must be positive, got {self.fps}")
+        if self.short_side is not None and self.short_side < 16:
+            raise InputError(f"extract.short_side must be at least 16 pixels, got {self.short_side}")
+        if not 1 <= self.quality <= 95:
+            raise InputError(f"extract.quality must be 1 to 95, got {self.quality}")
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that holds the stores made with these settings."""
+        fps = f"{self.fps:g}fps" if self.fps else "all-frames"
+        size = f"{self.short_side}px" if self.short_side else "full-size"
+        return f"{fps}-{size}-q{self.quality}"
+
+
+def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
+    """Write the frame store of a video, unless it is there already, and return its path.
+
+    Raises:
+        InputError: the video is missing, empty, damaged or truncated. No store is left behind then.
+    """
+    if not video.is_file():
+        raise InputError(f"{video} does not exist")
+    digest = sha256(video)
+    path = root / config.folder / f"{digest[:16]}.zip"
+    if path.exists():
+        return path
+    times: list[float] = []
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for frame in read_frames(video, min_interval=1 / config.fps if config.fps else 0.0):
+            archive.writestr(f"{len(times):06d}.jpg", _to_jpeg(frame, config))
+            times.append(frame.time)
+        meta = {"source": video.name, "sha256": digest, "times": times, "settings": asdict(config)}
+        archive.writestr(_META, json.dumps(meta))
+    return path
+
+
+def _to_jpeg(frame: VideoFrame, config: ExtractConfig) -> bytes:
+    image = Image.fromarray(frame.image)
+    if config.short_side and min(image.size) > config.short_side:
+        scale = config.short_side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=config.quality)
+    return buffer.getvalue()
+
+
+class FrameStore:
+    """Random access to the frames of one video.
+
+    Raises:
+        InputError: the file is not a whole frame store, when it is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                meta = json.loads(archive.read(_META))
+                frames = [info for info in archive.infolist() if info.filename != _META]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
+        self.source: str = meta["source"]
+        self.sha256: str = meta["sha256"]
+        self.times = np.asarray(meta["times"], dtype=np.float64)
+        # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
+        self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
+        self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)
+        self._file: io.BufferedReader | None = None
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_file": None}
+
+    def read(self, index: int) -> Image.Image:
+        """Decode frame `index` as an RGB image."""
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)  # type: ignore[assignment]
+        assert self._file is not None
+        data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def open_stores(paths: Iterable[Path]) -> list[FrameStore]:
+    """Open several stores; a video given twice counts once."""
+    return [FrameStore(path) for path in dict.fromkeys(paths)]

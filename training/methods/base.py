@@ -1,0 +1,84 @@
+"""What all methods share: a student, a teacher that follows it, and a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Losses(NamedTuple):
+    """What a method returns for one batch."""
+
+    total: Tensor
+    """Scalar with gradients."""
+    metrics: dict[str, Tensor]
+    """Named scalars without gradients, for the log; they stay on the device."""
+
+
+class Method(nn.Module, ABC):
+    """A student trained by gradients and a teacher that is its moving average.
+
+    The teacher's modules are a subset of the student's, under the same names; `backbone` is in both.
+    """
+
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict
+
+    @abstractmethod
+    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
+        """Compute the losses of a batch.
+
+        Args:
+            views: per group of views (B, n, 3, H, W) normalised pixels, n in the order of `plan_views`.
+            progress: share of the run that is over, in [0, 1).
+        """
+
+    @abstractmethod
+    def last_layer(self) -> list[nn.Parameter]:
+        """Return the student's parameters that are frozen at the start of a run."""
+
+    def start_teacher(self) -> None:
+        """Make the teacher equal to the student; it never receives a gradient."""
+        student = self.student.state_dict()
+        self.teacher.load_state_dict({name: student[name] for name in self.teacher.state_dict()})
+        self.teacher.requires_grad_(False)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student."""
+        student = dict(self.student.named_parameters())
+        names, old = zip(*self.teacher.named_parameters(), strict=True)
+        torch._foreach_lerp_(list(old), [student[name] for name in names], 1 - momentum)
+
+    def train(self, mode: bool = True) -> Method:
+        """Set the student's mode; the teacher stays in eval mode (no drop path)."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+def token_statistics(targets: Tensor, features: Tensor) -> dict[str, Tensor]:
+    """Return what shows a collapse early.
+
+    Args:
+        targets: (..., D) the teacher's distributions.
+        features: (..., C) the teacher's features.
+
+    Returns:
+        `entropy`: mean entropy of the targets, in nats; falling to 0 means one-hot targets.
+        `batch_entropy`: entropy of their mean; falling to 0 means one prototype for everything.
+        `feature_std`: standard deviation over the batch of L2-normalised features, times sqrt(C): 1 for features
+        spread evenly over the sphere, 0 for constant ones.
+    """
+    with torch.no_grad():
+        targets = targets.flatten(0, -2).float()
+        features = nn.functional.normalize(features.flatten(0, -2).float(), dim=-1)
+        return {
+            "entropy": torch.special.entr(targets).sum(-1).mean(),
+            "batch_entropy": torch.special.entr(targets.mean(0)).sum(),
+            "feature_std": features.std(0).mean() * features.shape[-1] ** 0.5,
+        }

@@ -1,0 +1,197 @@
+"""`python -m training.pretrain --data VIDEO_OR_DIR… --out DIR`: plain videos in, an encoder out.
+
+The run directory holds recipe.yaml (every setting), log.jsonl (every step), curves.png, checkpoints/ and, at the end,
+encoder/: the teacher's backbone as a model directory for `Encoder.from_pretrained`, timm and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from training import checkpoint
+from training.clips import ClipIndex
+from training.curves import plot_curves
+from training.extract import default_root, extract_all
+from training.frame_store import open_stores
+from training.methods import load_method
+from training.methods.base import Method
+from training.recipe import Recipe, build_recipe, find_recipe, read_recipe, recipe_names, recipe_parser
+from training.trainer import Trainer
+from video_distilled_encoder import Encoder
+from video_distilled_encoder.errors import InputError, command
+from video_distilled_encoder.model_config import ModelConfig
+
+
+@command
+def main() -> None:
+    """Run the command."""
+    args, recipe = parse_arguments(sys.argv[1:])
+    pretrain(
+        args.data,
+        args.out,
+        recipe,
+        frames=args.frames,
+        resume=args.resume,
+        max_seconds=args.max_time,
+        skip_unreadable=args.skip_unreadable,
+    )
+
+
+def pretrain(
+    data: Sequence[Path],
+    out: Path,
+    recipe: Recipe,
+    *,
+    frames: Path | None = None,
+    resume: bool = False,
+    max_seconds: float | None = None,
+    skip_unreadable: bool = False,
+) -> Path:
+    """Extract the videos, train, and write the encoder.
+
+    Args:
+        data: video files, or folders of them.
+        out: the run directory.
+        recipe: all settings.
+        frames: folder of the frame stores; the user's cache by default.
+        resume: go on with the run in `out`.
+        max_seconds: stop training after this long; the encoder is written all the same.
+        skip_unreadable: leave out videos that cannot be read, instead of stopping at the first.
+
+    Returns:
+        The encoder's model directory, `out/encoder`.
+
+    Raises:
+        InputError: the videos cannot be used, `out` is taken, there is nothing to resume, or the loss diverged.
+    """
+    check_out(out, recipe, resume)
+    device = choose_device(recipe)
+    paths = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)
+    stores = open_stores(paths)
+    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    torch.manual_seed(recipe.run.seed)
+    method = build_method(recipe, config)
+    out.mkdir(parents=True, exist_ok=True)
+    recipe.save(out / "recipe.yaml")
+    trainer = Trainer(recipe, method, index, config, out, device)
+    if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
+        trainer.resume(saved)
+    hours = sum(store.times[-1] for store in stores if len(store)) / 3600
+    print(
+        f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {trainer.steps} steps of {recipe.run.batch_size} "
+        f"clips on {device}",
+        file=sys.stderr,
+    )
+    try:
+        finished = trainer.run(max_seconds)
+    finally:
+        if trainer.log.path.exists():
+            plot_curves(trainer.log.path, out / "curves.png")
+    encoder = Encoder(method.teacher["backbone"], config, run_card(recipe, trainer.step, len(stores), hours))
+    encoder.save_pretrained(out / "encoder")
+    if not finished:
+        print(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on", file=sys.stderr)
+    print(out / "encoder")
+    return out / "encoder"
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
+    """Read the command line: a recipe, any of its settings, and what belongs to this run alone."""
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument("--recipe", default="vfd-vits16")
+    known, _ = choice.parse_known_args(argv)
+    parser = recipe_parser(find_recipe(known.recipe))
+    parser.description = __doc__
+    names = ", ".join(recipe_names())
+    parser.add_argument("--recipe", default="vfd-vits16", help=f"a YAML file, or one of: {names} (default: vfd-vits16)")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="the run directory")
+    parser.add_argument("--frames", type=Path, help=f"folder of the frame stores (default: {default_root()})")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--max-time", type=parse_duration, help="stop training after HH:MM:SS; the encoder is written")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
+    settings = parser.parse_args(list(argv))
+    return settings, build_recipe(parser, settings)
+
+
+def parse_duration(text: str) -> float:
+    """Turn HH:MM:SS into seconds."""
+    if not re.fullmatch(r"\d+:\d\d:\d\d", text):
+        raise ValueError(f"a time is written HH:MM:SS, got {text!r}")
+    hours, minutes, seconds = (int(part) for part in text.split(":"))
+    return hours * 3600.0 + minutes * 60 + seconds
+
+
+def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse a run directory that is taken, or that does not fit what is to be resumed."""
+    old = out / "recipe.yaml"
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} is not empty; add --resume to go on with the run in it, or choose another --out")
+        return
+    if not old.is_file():
+        raise InputError(f"{out} holds no run to resume: it has no recipe.yaml")
+    if read_recipe(str(old)) != recipe:
+        changed = _first_difference(yaml.safe_load(old.read_text(encoding="utf-8")), recipe)
+        raise InputError(f"{out} was started with other settings ({changed}); resume with the same, or choose another --out")
+
+
+def _first_difference(old: dict, recipe: Recipe) -> str:
+    for section, values in old.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            now = getattr(getattr(recipe, section), name)
+            if value != (list(now) if isinstance(now, tuple) else now) and not hasattr(now, "__dataclass_fields__"):
+                return f"{section}.{name} was {value}, now {now}"
+    return "see its recipe.yaml"
+
+
+def choose_device(recipe: Recipe) -> torch.device:
+    """Return the device of the recipe, CUDA if it is there for "auto"."""
+    wanted = recipe.run.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("run.device is cuda, but torch sees no CUDA device; use run.device=cpu or install a driver")
+    if wanted == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return torch.device(wanted)
+
+
+def build_method(recipe: Recipe, config: ModelConfig) -> Method:
+    """Build student and teacher with random weights; the teacher starts equal to the student."""
+    student = config.build_backbone(drop_path_rate=recipe.backbone.drop_path)
+    teacher = config.build_backbone()
+    return load_method(recipe.method).Method(recipe, student, teacher)
+
+
+def run_card(recipe: Recipe, steps: int, videos: int, hours: float) -> str:
+    """Return a model card that states how the encoder was trained."""
+    return f"""---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [vision-transformer, self-supervised, video_distilled_encoder]
+---
+# An encoder distilled from video
+
+The teacher's backbone ({recipe.backbone.architecture}) of a run of `python -m training.pretrain` with the method
+`{recipe.method}`: {steps} steps of {recipe.run.batch_size} clips ({recipe.clips.frames} frames,
+{recipe.clips.stride:g} s apart) from {videos} videos, {hours:.2f} hours in all. It has not been evaluated.
+
+```python
+from video_distilled_encoder import Encoder
+encoder = Encoder.from_pretrained("DIRECTORY_OR_HUB_NAME")
+out = encoder.encode("photograph.jpg")   # out.cls, out.patches, out.grid
+```
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Views: which regions of a clip's frames are cut out, and at what size. Geometry only, on the CPU, in uint8.
+
+A method states the views it wants as a list of `View`s; this module cuts them. Boxes are drawn as torchvision's
+RandomResizedCrop draws them: area and aspect ratio at random, whole pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from video_distilled_encoder.errors import InputError
+
+
+class Box(NamedTuple):
+    """A region of a frame in whole pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class View(NamedTuple):
+    """One crop of one frame of a clip."""
+
+    group: Literal["global", "local"]
+    """Views of a group have one size and are handed over together."""
+    frame: int
+    """Number of the frame within the clip, from 0."""
+    box: Box
+    """The region, in pixels of the frame."""
+    flip: bool
+    """Mirrored left to right."""
+    style: Literal["view1", "view2", "local"]
+    """Which photometric augmentation it gets."""
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Sizes and areas of the crops."""
+
+    pre_crop_area: tuple[float, float] = (0.05, 0.20)
+    """Area of the pre-crop as a share of the frame (paper, section 3.1)."""
+    pre_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of the pre-crop (unstated in the papers)."""
+    global_size: int = 224
+    """Side of a global view in pixels."""
+    global_area: tuple[float, float] = (0.4, 1.0)
+    """Area of a global view as a share of the pre-crop (DINO)."""
+    local_size: int = 96
+    """Side of a local view in pixels."""
+    local_area: tuple[float, float] = (0.05, 0.4)
+    """Area of a local view as a share of the region it is drawn from (DINO)."""
+    local_views: int = 5
+    """Local views per future frame (paper, section 3.1)."""
+    local_from: Literal["pre_crop", "frame"] = "pre_crop"
+    """The region that local views are drawn from (unstated in the papers)."""
+    flip: float = 0.5
+    """Probability of a mirrored view (DINO)."""
+    flip_shared: bool = True
+    """One flip for the global views of all frames of a clip: they must show the same region (unstated in the papers)."""
+
+    def __post_init__(self) -> None:
+        for name in ("pre_crop_area", "global_area", "local_area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise InputError(f"views.{name} must be two shares 0 < low <= high <= 1, got {[low, high]}")
+        low, high = self.pre_crop_ratio
+        if not 0 < low <= high:
+            raise InputError(f"views.pre_crop_ratio must be 0 < low <= high, got {[low, high]}")
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"views.flip must be a probability, got {self.flip}")
+        if self.local_views < 1:
+            raise InputError(f"views.local_views must be at least 1, got {self.local_views}")
+
+
+def random_box(
+    rng: np.random.Generator,
+    region: Box,
+    area: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Draw a box inside `region`, as torchvision's RandomResizedCrop does.
+
+    Args:
+        rng: source of randomness.
+        region: where the box must lie.
+        area: its area, as a share of the region's, drawn uniformly.
+        ratio: its width over height, drawn log-uniformly.
+    """
+    for _ in range(10):
+        target = region.width * region.height * rng.uniform(*area)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width, height = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < width <= region.width and 0 < height <= region.height:
+            left = region.left + int(rng.integers(region.width - width + 1))
+            top = region.top + int(rng.integers(region.height - height + 1))
+            return Box(left, top, width, height)
+    # No fit: the largest centred box with an allowed aspect ratio.
+    aspect = min(max(region.width / region.height, ratio[0]), ratio[1])
+    width = min(region.width, max(round(region.height * aspect), 1))
+    height = min(region.height, max(round(region.width / aspect), 1))
+    return Box(
+        region.left + (region.width - width) // 2, region.top + (region.height - height) // 2, width, height
+    )
+
+
+def cut(frame: Image.Image, view: View, size: int) -> np.ndarray:
+    """Return the view as (3, size, size) uint8: cropped, resized (bicubic, antialiased), mirrored if asked."""
+    left, top, width, height = view.box
+    crop = frame.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(crop)
+    if view.flip:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def cut_all(frames: Sequence[Image.Image], views: Sequence[View], config: ViewsConfig) -> dict[str, np.ndarray]:
+    """Return the views of each group, in order, as (n, 3, size, size) uint8."""
+    sizes = {"global": config.global_size, "local": config.local_size}
+    groups = dict.fromkeys(view.group for view in views)
+    return {
+        group: np.stack([cut(frames[view.frame], view, sizes[group]) for view in views if view.group == group])
+        for group in groups
+    }
