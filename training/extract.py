@@ -44,13 +44,13 @@ def extract_all(
     stores: dict[Path, Path] = {}
     with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
         for video, result in _in_parallel(videos, root, config, workers):
-            bar.update()
             try:
                 stores[video] = result()
             except InputError as error:
                 if not skip_unreadable:
                     raise
                 bar.write(f"left out: {error}")
+            bar.update()
     if not stores:
         raise InputError("none of the videos can be read")
     return [stores[video] for video in videos if video in stores]

@@ -161,7 +161,7 @@ def recipe_parser(path: Path) -> Any:
 
 def build_recipe(parser: Any, settings: Any) -> Recipe:
     """Turn the parsed settings into a recipe."""
-    built = parser.instantiate_classes(settings)
+    built = parser.instantiate(settings)
     return Recipe(method=settings.method, **{name: built[name] for name in _sections(settings.method)})
 
 

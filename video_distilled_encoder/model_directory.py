@@ -16,8 +16,6 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -179,6 +177,6 @@ def _verify(directory: Path, names: tuple[str, ...]) -> None:
             raise InputError(f"{directory / name} does not match its checksum in {CHECKSUMS}; download or save it again")
 
 
-def describe(directory: Path) -> dict[str, Any]:
-    """Return what identifies a model directory in results: its name and the SHA-256 of its weights."""
-    return {"path": str(directory), "weights_sha256": sha256(directory / WEIGHTS)}
+def weights_sha256(directory: Path) -> str:
+    """Return the SHA-256 of a model directory's weights, which identifies them in results."""
+    return sha256(directory / WEIGHTS)
