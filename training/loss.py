@@ -16,5 +16,10 @@ def cross_entropy(student_logits: Tensor, targets: Tensor, temperature: float) -
         targets: (..., D) probabilities, broadcast against the logits.
         temperature: the student's, tau_S.
     """
-    log_probabilities = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    log_probabilities = torch.log_softmax(at_least_float32(student_logits) / temperature, dim=-1)
     return -(targets.detach() * log_probabilities).sum(-1).mean()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return half precision as float32 and leave float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from training.loss import at_least_float32
 from video_distilled_encoder.errors import InputError
 
 TargetKind = Literal["centering", "sinkhorn_knopp"]
@@ -40,8 +41,8 @@ class Targets(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """(..., D) logits -> (..., D) float32 probabilities; the centre moves afterwards."""
-        logits = logits.float()
+        """(..., D) logits -> (..., D) probabilities, in float32 at least; the centre moves afterwards."""
+        logits = at_least_float32(logits)
         if self.kind == "sinkhorn_knopp":
             return sinkhorn_knopp(logits.flatten(0, -2) / temperature).view_as(logits)
         targets = torch.softmax((logits - self.center) / temperature, dim=-1)
@@ -56,8 +57,8 @@ def sinkhorn_knopp(scores_MD: Tensor, iterations: int = 3) -> Tensor:
         scores_MD: logits over the temperature.
         iterations: rounds; the rows are scaled last.
     """
-    log_q = scores_MD.double() if scores_MD.device.type == "cpu" else scores_MD.float()
+    log_q = scores_MD
     for _ in range(iterations):
         log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True)
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp().to(scores_MD.dtype)
+    return log_q.exp()

@@ -27,6 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
+        _give_ordinary_rights(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -41,9 +42,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    staging.chmod(0o755)
     try:
         yield staging
+        for entry in (staging, *staging.iterdir()):
+            _give_ordinary_rights(entry)
         if not path.exists():
             os.replace(staging, path)
             return
@@ -51,3 +53,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             os.replace(file, path / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _give_ordinary_rights(path: Path) -> None:
+    """Undo the owner-only rights of temporary files, as far as the user's umask allows."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

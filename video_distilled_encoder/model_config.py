@@ -57,12 +57,12 @@ class ModelConfig:
         """Build the backbone with random weights: no classifier, any input size that is a multiple of the patch size.
 
         Args:
-            **overrides: further arguments of timm's VisionTransformer, for training (`drop_path_rate`).
+            **overrides: arguments of timm's VisionTransformer that go before those of `model_args`.
 
         Raises:
             InputError: the architecture is not a plain ViT (one class token, no registers).
         """
-        arguments = {**self.model_args, **overrides, "num_classes": 0, "dynamic_img_size": True}
+        arguments = {**self.model_args, "dynamic_img_size": True, **overrides, "num_classes": 0}
         backbone = timm.create_model(self.architecture, pretrained=False, **arguments)
         if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
             raise InputError(f"{self.architecture} is not a plain vision transformer with a class token and no registers")

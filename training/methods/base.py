@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.loss import at_least_float32
+
 
 class Losses(NamedTuple):
     """What a method returns for one batch."""
@@ -75,8 +77,8 @@ def token_statistics(targets: Tensor, features: Tensor) -> dict[str, Tensor]:
         spread evenly over the sphere, 0 for constant ones.
     """
     with torch.no_grad():
-        targets = targets.flatten(0, -2).float()
-        features = nn.functional.normalize(features.flatten(0, -2).float(), dim=-1)
+        targets = targets.flatten(0, -2)
+        features = nn.functional.normalize(at_least_float32(features).flatten(0, -2), dim=-1)
         return {
             "entropy": torch.special.entr(targets).sum(-1).mean(),
             "batch_entropy": torch.special.entr(targets.mean(0)).sum(),

@@ -1,0 +1,1 @@
+"""Export of an encoder to other runtimes, with proof that the features stay the same."""

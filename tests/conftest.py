@@ -1,0 +1,80 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from video_distilled_encoder import Encoder, ModelConfig
+from video_distilled_encoder.video import write_video
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    return ROOT / "video_distilled_encoder" / "photographs" / "car-shadow.jpg"
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """60 real frames, 2.5 s."""
+    return ROOT / "examples" / "dog.mp4"
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """A ViT-S/16 with random weights, sharpened a little so that its features differ between patches."""
+    torch.manual_seed(0)
+    backbone = ModelConfig().build_backbone()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return Encoder(backbone, card="# A test encoder\n").eval()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    torch.manual_seed(0)
+    config = ModelConfig(architecture="vit_tiny_patch16_224")
+    return Encoder(config.build_backbone(), config, card="# A tiny test encoder\n").eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def make_video(tmp_path):
+    """Write a short video of moving noise."""
+
+    def make(name="video.mp4", seconds=2.0, fps=10, size=(64, 48)):
+        rng = np.random.default_rng(0)
+        picture = rng.integers(0, 255, (size[1], 2 * size[0], 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(picture).resize((16, 8)).resize((2 * size[0], size[1])))
+        frames = (np.ascontiguousarray(smooth[:, i % size[0] :][:, : size[0]]) for i in range(round(seconds * fps)))
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, frames, fps)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def run_command(monkeypatch):
+    """Run a command's main in this process; returns None if it succeeded, else its error message."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or None
+
+    return run

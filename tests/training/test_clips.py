@@ -1,0 +1,69 @@
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from training.clips import ClipIndex, ClipsConfig, clip_frames
+from video_distilled_encoder.errors import InputError
+
+
+def brute_force(times, stride, frames):
+    half = 0.51 * np.median(np.diff(times))
+    clips = []
+    for start in times:
+        wanted = [start + k * stride for k in range(frames)]
+        nearest = [int(np.argmin(np.abs(times - w))) for w in wanted]
+        close = all(abs(times[n] - w) <= half for n, w in zip(nearest, wanted, strict=True))
+        if close and all(b > a for a, b in zip(nearest, nearest[1:], strict=False)):
+            clips.append(nearest)
+    return clips
+
+
+@pytest.mark.parametrize("fps", [12.5, 25, 29.97, 60])
+def test_stride_is_in_seconds_at_any_frame_rate(fps):
+    times = np.arange(int(4 * fps)) / fps
+    clips = clip_frames(times, ClipsConfig(3, 0.5))
+    step = 0.5 * fps
+    assert np.abs(np.diff(clips, axis=1) - step).max() <= 1
+    assert np.abs(clips[:, 2] - clips[:, 0] - 2 * step).max() <= 0.51
+    assert clips[0, 0] == 0
+    assert clips[-1, 2] == len(times) - 1
+
+
+def test_variable_rates_and_gaps_equal_a_brute_force_search():
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.choice([0.03, 0.04, 0.05, 0.9], p=[0.4, 0.3, 0.29, 0.01], size=300))
+    times -= times[0]
+    assert clip_frames(times, ClipsConfig(3, 0.5)).tolist() == brute_force(times, 0.5, 3)
+
+
+def stores(*lengths):
+    return [SimpleNamespace(times=np.arange(n) / 10) for n in lengths]
+
+
+def test_an_epoch_is_one_pass_and_the_order_a_function_of_seed_and_position():
+    index = ClipIndex(stores(30, 5, 25), ClipsConfig(3, 0.5), seed=1)
+    assert len(index) == 20 + 15
+    first = [(id(index[p][0]), *index[p][1]) for p in range(35)]
+    second = [(id(index[p][0]), *index[p][1]) for p in range(35, 70)]
+    assert len(set(first)) == 35
+    assert set(first) == set(second)
+    assert first != second
+    again = ClipIndex(index.stores, ClipsConfig(3, 0.5), seed=1)
+    assert [(id(again[p][0]), *again[p][1]) for p in reversed(range(35))] == first[::-1]
+    other = ClipIndex(index.stores, ClipsConfig(3, 0.5), seed=2)
+    assert [(id(other[p][0]), *other[p][1]) for p in range(35)] != first
+
+
+def test_survives_pickling():
+    index = ClipIndex(stores(30), ClipsConfig(3, 0.5), seed=1)
+    copy = pickle.loads(pickle.dumps(index))
+    assert [copy[p][1].tolist() for p in range(20)] == [index[p][1].tolist() for p in range(20)]
+
+
+def test_videos_that_are_too_short_say_so():
+    with pytest.raises(InputError, match=r"spans 1 s, and the longest video has 0\.70 s"):
+        ClipIndex(stores(5, 8), ClipsConfig(3, 0.5), seed=0)
+    with pytest.raises(InputError, match="longest video has 0.00 s"):
+        ClipIndex(stores(1), ClipsConfig(3, 0.5), seed=0)

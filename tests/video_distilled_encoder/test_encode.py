@@ -1,0 +1,105 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from video_distilled_encoder import encode
+from video_distilled_encoder.pca import PCA
+from video_distilled_encoder.video import read_frames
+
+
+def test_image_features_and_picture(run_command, tiny, tiny_directory, photograph, tmp_path):
+    out = tmp_path / "out"
+    assert run_command(encode.main, photograph, "--model", tiny_directory, "--out", out, "--dtype", "float32") is None
+    assert sorted(path.name for path in out.iterdir()) == ["car-shadow.pca.png", "car-shadow.safetensors"]
+    stored = load_file(out / "car-shadow.safetensors")
+    expected = tiny.encode(photograph, crop_mode="whole")
+    assert torch.allclose(stored["patches"], expected.patches[0], atol=1e-5)
+    assert torch.allclose(stored["cls"], expected.cls[0], atol=1e-5)
+    with safe_open(out / "car-shadow.safetensors", "pt") as file:
+        assert file.metadata()["grid"] == "14x25"
+    picture = np.asarray(Image.open(out / "car-shadow.pca.png"))
+    assert picture.shape == (480, 2 * 854, 3)
+    assert np.array_equal(picture[:, :854], np.asarray(Image.open(photograph)))
+    assert picture[:, 854:].std() > 20
+
+
+def test_a_folder_keeps_its_structure_and_npy_is_npy(run_command, tiny_directory, photograph, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    Image.open(photograph).resize((100, 80)).save(tmp_path / "in" / "deep" / "a.png")
+    (tmp_path / "in" / "readme.txt").write_text("not an image")
+    options = ["--model", tiny_directory, "--format", "npy", "--no-pictures", "--size", "64", "--crop-mode", "squash"]
+    assert run_command(encode.main, tmp_path / "in", "--out", tmp_path / "out", *options) is None
+    assert sorted(p.name for p in (tmp_path / "out" / "deep").iterdir()) == ["a.cls.npy", "a.patches.npy"]
+    assert np.load(tmp_path / "out" / "deep" / "a.patches.npy").shape == (16, 192)
+
+
+def test_video_features_in_parts_and_picture_video(run_command, tiny, tiny_directory, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "FRAMES_PER_FILE", 8)
+    options = ["--model", tiny_directory, "--size", "64", "--fps", "6", "--batch-size", "4", "--dtype", "float32"]
+    assert run_command(encode.main, clip, "--out", tmp_path, *options) is None
+    names = ["dog.part2.safetensors", "dog.pca.mp4", "dog.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    parts = [load_file(tmp_path / name) for name in ("dog.safetensors", "dog.part2.safetensors")]
+    stored = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    frames = list(read_frames(clip, min_interval=1 / 6))
+    expected = tiny.encode([frame.image for frame in frames], size=64, crop_mode="whole")
+    assert torch.allclose(stored["times"], torch.tensor([frame.time for frame in frames]))
+    assert torch.allclose(stored["patches"], expected.patches, atol=1e-5)
+    pictures = [frame.image for frame in read_frames(tmp_path / "dog.pca.mp4")]
+    assert len(pictures) == len(frames) == 15
+    assert pictures[0].shape == (270, 2 * 480, 3)
+    assert np.abs(pictures[0][:, :480].astype(int) - frames[0].image).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.jpg", None, "missing.jpg does not exist"),
+        ("empty.jpg", b"", "is empty"),
+        ("text.jpg", b"text", "cannot be read as an image"),
+        ("text.mp4", b"text", "cannot be read as a video"),
+    ],
+)
+def test_unreadable_input_is_one_sentence_and_leaves_nothing(
+    run_command, tiny_directory, tmp_path, name, content, message
+):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    error = run_command(encode.main, tmp_path / name, "--out", tmp_path / "out", "--model", tiny_directory)
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_that_would_collide_are_refused(run_command, tiny_directory, photograph, tmp_path):
+    for name in ("a.jpg", "a.png"):
+        Image.open(photograph).save(tmp_path / name)
+    error = run_command(encode.main, tmp_path, "--out", tmp_path / "out", "--model", tiny_directory)
+    assert "would both be written" in error
+
+
+def test_the_process_exits_with_status_1(tmp_path):
+    command = [sys.executable, "-m", "video_distilled_encoder.encode", "nothing.jpg", "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "error: nothing.jpg does not exist\n"
+
+
+def test_pca_recovers_planted_directions():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q[:, :3]
+    strengths = torch.tensor([9.0, 5.0, 3.0])
+    values = torch.randn(500, 3, generator=generator) * strengths
+    tokens = values @ directions.T + 0.01 * torch.randn(500, 20, generator=generator) + 7
+    pca = PCA.fit(tokens)
+    overlap = (pca.directions.float().T @ directions).abs()
+    assert torch.allclose(overlap, torch.eye(3), atol=0.1)
+    picture = pca.picture(tokens[:6].T.reshape(20, 2, 3), (20, 30))
+    assert picture.shape == (20, 30, 3)
+    assert (picture[:10, :10] == picture[0, 0]).all()

@@ -1,0 +1,211 @@
+"""`vde-encode INPUT… --out DIR`: features and PCA pictures of images, folders and videos.
+
+Of an image NAME.jpg it writes NAME.safetensors (cls, patches) and NAME.pca.png, the image beside its features' three
+main directions as colours. Of a video it writes NAME.safetensors (cls, patches, times: one row per frame) and
+NAME.pca.mp4. Folders are searched, and their structure is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from video_distilled_encoder.encoder import Encoder
+from video_distilled_encoder.errors import InputError, command
+from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.pca import PCA
+from video_distilled_encoder.preprocessing import CROP_MODES, open_image
+from video_distilled_encoder.video import VIDEO_SUFFIXES, VideoFrame, probe, read_frames, write_video
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+FRAMES_PER_FILE = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and where its results go (without suffix)."""
+
+    source: Path
+    target: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Told by the file's suffix."""
+        return self.source.suffix.lower() in VIDEO_SUFFIXES
+
+
+@command
+def main() -> None:
+    """Run the command."""
+    args = parse_arguments()
+    jobs = find_jobs(args.inputs, args.out)
+    encoder = Encoder.from_pretrained(args.model, revision=args.revision, device=args.device)
+    bar = tqdm(jobs, desc="encode", unit="file", dynamic_ncols=True)
+    for job in bar:
+        bar.set_postfix_str(job.source.name)
+        (encode_video if job.is_video else encode_image)(encoder, job, args)
+    print(f"{len(jobs)} inputs encoded into {args.out}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="vde-encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, help="images, videos, or folders of them")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, bundled release or Hub name (%(default)s)")
+    parser.add_argument("--revision", help="of a model on the Hub")
+    parser.add_argument("--size", type=int, help="pixels of the network's input, its shorter side (the model's own)")
+    parser.add_argument("--crop-mode", choices=CROP_MODES, default="whole", help="how an image is fitted (%(default)s)")
+    parser.add_argument("--format", choices=("safetensors", "npy"), default="safetensors", help="of features (%(default)s)")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of features (%(default)s)")
+    parser.add_argument("--fps", type=float, help="frames per second taken from videos (all)")
+    parser.add_argument("--batch-size", type=int, default=8, help="video frames encoded at once (%(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, … (cpu)")
+    parser.add_argument("--no-features", action="store_true", help="write pictures only")
+    parser.add_argument("--no-pictures", action="store_true", help="write features only")
+    args = parser.parse_args()
+    if args.batch_size < 1 or (args.fps is not None and args.fps <= 0):
+        parser.error("--batch-size and --fps must be positive")
+    return args
+
+
+def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
+    """List the images and videos among the inputs.
+
+    Raises:
+        InputError: an input does not exist, a folder holds neither image nor video, or two results would have one name.
+    """
+    jobs: list[Job] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            if not inside:
+                raise InputError(f"the folder {path} holds neither image nor video")
+            jobs += [Job(file, out / file.relative_to(path).with_suffix("")) for file in inside]
+        elif path.exists():
+            jobs.append(Job(path, out / path.stem))
+        else:
+            raise InputError(f"{path} does not exist")
+    seen: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target in seen:
+            raise InputError(f"{job.source} and {seen[job.target]} would both be written to {job.target}; rename one")
+        seen[job.target] = job.source
+    return jobs
+
+
+def encode_image(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
+    """Write the features and the picture of one image."""
+    image = open_image(job.source)
+    out = encoder.encode(image, size=args.size, crop_mode=args.crop_mode)
+    if not args.no_features:
+        save_features(job.target, {"cls": out.cls[0], "patches": out.patches[0]}, out.grid.shape[-2:], args)
+    if not args.no_pictures:
+        picture = side_by_side(np.asarray(image), PCA.fit(out.patches[0]), out.grid[0])
+        with atomic_path(job.target.with_name(f"{job.target.name}.pca.png")) as temporary:
+            Image.fromarray(picture).save(temporary)
+
+
+def encode_video(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
+    """Write the features and the picture video of one video, reading it front to back in bounded memory."""
+    info = probe(job.source)
+    fps = min(args.fps or info.fps, info.fps) or 25.0
+    expected = round(info.frames * fps / info.fps) if info.fps else None
+    pca = None if args.no_pictures else fit_pca(encoder, job.source, info.frames, args)
+    writer = FeatureWriter(job.target, args)
+
+    def pictures() -> Iterator[np.ndarray]:
+        kept = read_frames(job.source, min_interval=1 / args.fps if args.fps else 0.0)
+        frames = tqdm(kept, job.source.name, expected, unit="frame", leave=False, dynamic_ncols=True)
+        while batch := list(islice(frames, args.batch_size)):
+            out = encoder.encode([frame.image for frame in batch], size=args.size, crop_mode=args.crop_mode)
+            if not args.no_features:
+                writer.add(out.cls, out.patches, [frame.time for frame in batch], out.grid.shape[-2:])
+            for frame, grid in zip(batch, out.grid, strict=True):
+                if pca is not None:
+                    yield side_by_side(frame.image, pca, grid)
+
+    if args.no_pictures:
+        for _ in pictures():
+            pass
+    else:
+        write_video(job.target.with_name(f"{job.target.name}.pca.mp4"), pictures(), fps)
+    writer.close()
+
+
+def fit_pca(encoder: Encoder, video: Path, frames: int, args: argparse.Namespace, samples: int = 16) -> PCA:
+    """Fit the colours to frames spread over the whole video, so that they do not change while it plays."""
+    step = max(frames // samples, 1)
+    chosen: Iterator[VideoFrame] = islice(read_frames(video), 0, None, step)
+    tokens = [
+        encoder.encode(frame.image, size=args.size, crop_mode=args.crop_mode).patches.flatten(0, 1) for frame in chosen
+    ]
+    return PCA.fit(torch.cat(tokens))
+
+
+def side_by_side(image: np.ndarray, pca: PCA, grid: Tensor, max_height: int = 720) -> np.ndarray:
+    """Return the image and its features' picture next to each other, each of even height and width."""
+    scale = min(1.0, max_height / image.shape[0])
+    height, width = (max(round(side * scale) // 2 * 2, 2) for side in image.shape[:2])
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.concatenate([resized, pca.picture(grid, (height, width))], axis=1)
+
+
+class FeatureWriter:
+    """Writes the features of a video's frames; after every 1,000 frames a new file, NAME.part2 and so on, begins."""
+
+    def __init__(self, target: Path, args: argparse.Namespace) -> None:
+        self.target = target
+        self.args = args
+        self.parts = 0
+        self.grid = torch.Size()
+        self.rows: dict[str, list[Tensor]] = {"cls": [], "patches": [], "times": []}
+
+    def add(self, cls: Tensor, patches: Tensor, times: list[float], grid: torch.Size) -> None:
+        """Add (T, C) class tokens and (T, N, C) patch tokens of frames at `times` seconds."""
+        self.grid = grid
+        for rows, value in zip(self.rows.values(), (cls.cpu(), patches.cpu(), torch.tensor(times)), strict=True):
+            rows.append(value)
+        if sum(map(len, self.rows["times"])) >= FRAMES_PER_FILE:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is held back."""
+        if not self.rows["times"]:
+            return
+        self.parts += 1
+        name = self.target.name if self.parts == 1 else f"{self.target.name}.part{self.parts}"
+        tensors = {key: torch.cat(rows) for key, rows in self.rows.items()}
+        save_features(self.target.with_name(name), tensors, self.grid, self.args)
+        for rows in self.rows.values():
+            rows.clear()
+
+
+def save_features(target: Path, tensors: dict[str, Tensor], grid: torch.Size, args: argparse.Namespace) -> None:
+    """Write tensors as one safetensors file, or as one .npy file each."""
+    dtype = getattr(torch, args.dtype)
+    stored = {k: (v if k == "times" else v.to(dtype)).cpu().contiguous() for k, v in tensors.items()}
+    if args.format == "npy":
+        for name, tensor in stored.items():
+            with atomic_path(target.with_name(f"{target.name}.{name}.npy")) as temporary:
+                np.save(temporary, tensor.numpy())
+        return
+    metadata = {"model": str(args.model), "grid": f"{grid[0]}x{grid[1]}"}
+    with atomic_path(target.with_name(f"{target.name}.safetensors")) as temporary:
+        save_file(stored, temporary, metadata=metadata)
+
+
+if __name__ == "__main__":
+    main()
