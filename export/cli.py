@@ -31,7 +31,7 @@ def main() -> None:
         prog="vde-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="of the export")
-    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, bundled release or Hub name (%(default)s)")
+    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, release or Hub name (%(default)s)")
     parser.add_argument("--revision", help="of a model on the Hub")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--size", type=parse_size, help="pixels, SIDE or HEIGHTxWIDTH (the model's own)")

@@ -2,8 +2,10 @@
 
     checkpoints/step-00000500/
         model.safetensors      student, teacher and centres
-        trainer.safetensors    optimiser and random-number generators
+        optimizer.safetensors  AdamW's running averages
         state.json             step, and the SHA-256 of the two files
+
+There is no state of random-number generators: whatever is random is drawn from the seed and the step.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from video_distilled_encoder.files import atomic_directory, sha256
 
-_TENSORS = ("model", "trainer")
+_TENSORS = ("model", "optimizer")
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Checkpoint:
 
     step: int
     model: dict[str, Tensor]
-    trainer: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:

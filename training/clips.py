@@ -1,4 +1,4 @@
-"""Clips: K frames of one video at a fixed stride in seconds, in an order that is a pure function of (seed, position)."""
+"""Clips: K frames of one video, a fixed time apart, in an order that is a pure function of (seed, position)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def plot_curves(log: Path, picture: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        if len(names) > 1:
+        if rows and len(names) > 1:
             axis.legend(fontsize=8)
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=110)

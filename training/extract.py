@@ -87,9 +87,7 @@ def main() -> None:
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
     args = parser.parse_args()
     config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)
-    stores = extract_all(
-        args.videos, args.frames, config, workers=args.workers, skip_unreadable=args.skip_unreadable
-    )
+    stores = extract_all(args.videos, args.frames, config, workers=args.workers, skip_unreadable=args.skip_unreadable)
     print(f"{len(set(stores))} frame stores in {args.frames / config.folder}")
 
 

@@ -93,9 +93,8 @@ def pretrain(
     try:
         finished = trainer.run(max_seconds)
     finally:
-        if trainer.log.path.exists():
-            plot_curves(trainer.log.path, out / "curves.png")
-    encoder = Encoder(method.teacher["backbone"], config, run_card(recipe, trainer.step, len(stores), hours))
+        plot_curves(trainer.log.path, out / "curves.png")
+    encoder = Encoder(method.teacher.backbone, config, run_card(recipe, trainer.step, len(stores), hours))
     encoder.save_pretrained(out / "encoder")
     if not finished:
         print(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on", file=sys.stderr)
@@ -141,7 +140,7 @@ def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
         raise InputError(f"{out} holds no run to resume: it has no recipe.yaml")
     if read_recipe(str(old)) != recipe:
         changed = _first_difference(yaml.safe_load(old.read_text(encoding="utf-8")), recipe)
-        raise InputError(f"{out} was started with other settings ({changed}); resume with the same, or choose another --out")
+        raise InputError(f"{out} was started with other settings: {changed}; take those, or choose another --out")
 
 
 def _first_difference(old: dict, recipe: Recipe) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -66,8 +67,8 @@ class Trainer:
         precision = recipe.run.precision
         self.bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
         if recipe.run.compile:
-            method.student["backbone"].compile()
-            method.teacher["backbone"].compile()
+            method.student.backbone.compile()
+            method.teacher.backbone.compile()
 
     def run(self, max_seconds: float | None = None) -> bool:
         """Train to the last step, or until the time is up or the process is asked to stop.
@@ -81,6 +82,7 @@ class Trainer:
             InputError: the loss became infinite or NaN; the last checkpoint stays.
         """
         start = time.monotonic()
+        self.log.cut(self.step)
         batches = load_batches(self.index, self.recipe, start=self.step, steps=self.steps, device=self.device)
         bar = tqdm(total=self.steps, initial=self.step, desc="train", unit="step", dynamic_ncols=True)
         with _Stop() as stop, bar:
@@ -98,6 +100,7 @@ class Trainer:
         sample = next(batches)
         waited = time.perf_counter() - begin
         values = self.set_schedules()
+        torch.manual_seed(step_seed(self.recipe.run.seed, self.step))
         metrics = self.optimize(sample, self.step / self.steps, values["teacher_momentum"])
         self.step += 1
         seconds = time.perf_counter() - begin
@@ -151,7 +154,7 @@ class Trainer:
         self.log.flush()
         checkpoint.save(
             self.checkpoints,
-            Checkpoint(self.step, dict(self.method.state_dict()), self._trainer_state()),
+            Checkpoint(self.step, dict(self.method.state_dict()), self._optimizer_state()),
             self.recipe.run.keep_checkpoints,
         )
 
@@ -160,24 +163,15 @@ class Trainer:
         self.step = saved.step
         self.method.load_state_dict(saved.model)
         parameters = dict(self.method.student.named_parameters())
-        for key, tensor in saved.trainer.items():
-            kind, _, rest = key.partition("/")
-            if kind == "optimizer":
-                name, _, entry = rest.rpartition("/")
-                place = "cpu" if entry == "step" and self.device.type == "cpu" else self.device
-                self.optimizer.state[parameters[name]][entry] = tensor.to(place)
-        torch.set_rng_state(saved.trainer["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in saved.trainer:
-            torch.cuda.set_rng_state(saved.trainer["rng/cuda"])
-        self.log.cut(self.step)
+        for key, tensor in saved.optimizer.items():
+            name, _, entry = key.rpartition("/")
+            self.optimizer.state[parameters[name]][entry] = tensor.to(self.device)
 
-    def _trainer_state(self) -> dict[str, Tensor]:
-        state = {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["rng/cuda"] = torch.cuda.get_rng_state()
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        state = {}
         for name, parameter in self.method.student.named_parameters():
             for entry, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer/{name}/{entry}"] = value
+                state[f"{name}/{entry}"] = value
         return state
 
 
@@ -225,7 +219,8 @@ class Log:
         return rows
 
     def cut(self, step: int) -> None:
-        """Drop what was logged after `step`."""
+        """Drop what was logged after `step`, as when a run goes on from an earlier checkpoint."""
+        self.path.touch()
         rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
         self.path.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
 
@@ -239,6 +234,11 @@ def clip_each(parameters: Iterator[torch.nn.Parameter], limit: float | None) -> 
         factors = (limit / (stacked + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(factors.unbind()))
     return stacked.max()
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of a step's own randomness (drop path): no generator has a state that must be kept."""
+    return int(np.random.SeedSequence([seed, 2, step]).generate_state(1)[0])
 
 
 def _parameter_groups(student: torch.nn.Module) -> list[dict[str, object]]:

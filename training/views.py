@@ -64,7 +64,7 @@ class ViewsConfig:
     flip: float = 0.5
     """Probability of a mirrored view (DINO)."""
     flip_shared: bool = True
-    """One flip for the global views of all frames of a clip: they must show the same region (unstated in the papers)."""
+    """One flip for the global views of all frames of a clip, so that they show the same region (unstated)."""
 
     def __post_init__(self) -> None:
         for name in ("pre_crop_area", "global_area", "local_area"):
@@ -106,9 +106,7 @@ def random_box(
     aspect = min(max(region.width / region.height, ratio[0]), ratio[1])
     width = min(region.width, max(round(region.height * aspect), 1))
     height = min(region.height, max(round(region.width / aspect), 1))
-    return Box(
-        region.left + (region.width - width) // 2, region.top + (region.height - height) // 2, width, height
-    )
+    return Box(region.left + (region.width - width) // 2, region.top + (region.height - height) // 2, width, height)
 
 
 def cut(frame: Image.Image, view: View, size: int) -> np.ndarray:

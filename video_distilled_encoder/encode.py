@@ -64,11 +64,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("inputs", nargs="+", type=Path, help="images, videos, or folders of them")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, bundled release or Hub name (%(default)s)")
+    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, release or Hub name (%(default)s)")
     parser.add_argument("--revision", help="of a model on the Hub")
     parser.add_argument("--size", type=int, help="pixels of the network's input, its shorter side (the model's own)")
     parser.add_argument("--crop-mode", choices=CROP_MODES, default="whole", help="how an image is fitted (%(default)s)")
-    parser.add_argument("--format", choices=("safetensors", "npy"), default="safetensors", help="of features (%(default)s)")
+    parser.add_argument(
+        "--format", choices=("safetensors", "npy"), default="safetensors", help="of features (%(default)s)"
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of features (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames per second taken from videos (all)")
     parser.add_argument("--batch-size", type=int, default=8, help="video frames encoded at once (%(default)s)")
@@ -128,7 +130,7 @@ def encode_video(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
 
     def pictures() -> Iterator[np.ndarray]:
         kept = read_frames(job.source, min_interval=1 / args.fps if args.fps else 0.0)
-        frames = tqdm(kept, job.source.name, expected, unit="frame", leave=False, dynamic_ncols=True)
+        frames = iter(tqdm(kept, job.source.name, expected, unit="frame", leave=False, dynamic_ncols=True))
         while batch := list(islice(frames, args.batch_size)):
             out = encoder.encode([frame.image for frame in batch], size=args.size, crop_mode=args.crop_mode)
             if not args.no_features:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi
@@ -100,12 +100,12 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.backbone.pos_embed.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights."""
-        return self.backbone.pos_embed.dtype
+        return next(self.parameters()).dtype
 
     def forward(self, pixel_values: Tensor) -> EncoderOutput:
         """Encode normalised pixels; differentiable.
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         if not blocks or min(blocks) < 0 or max(blocks) >= depth:
             raise InputError(f"n={n!r} asks for blocks that are not there; the encoder has blocks 0 to {depth - 1}")
         pixels, lead = self._flatten(pixel_values)
-        layers = self.backbone.forward_intermediates(
+        layers: Any = self.backbone.forward_intermediates(
             pixels,
             indices=blocks,
             return_prefix_tokens=True,

@@ -62,7 +62,7 @@ def find_model(
             allow_patterns=wanted,
         )
     except GatedRepoError as error:
-        raise InputError(f"{name} on the Hub is gated; ask its owner for access and log in with `hf auth login`") from error
+        raise InputError(f"{name} on the Hub is gated; ask for access, then log in with `hf auth login`") from error
     except RevisionNotFoundError as error:
         raise InputError(f"{name} on the Hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
@@ -71,8 +71,8 @@ def find_model(
         raise InputError(f"{name} is neither a directory nor a valid Hub name: {error}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise InputError(
-            f"{name}{at} is neither a local directory nor in the Hub cache, and the Hub is out of reach or offline mode "
-            "is on; connect, or fetch it beforehand with `hf download`"
+            f"{name}{at} is neither a local directory nor in the Hub cache, and the Hub is out of reach or offline "
+            "mode is on; connect, or fetch it beforehand with `hf download`"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"{name}{at} could not be fetched from the Hub: {error}") from error

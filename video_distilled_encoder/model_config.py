@@ -40,7 +40,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.architecture, str) or not timm.is_model(self.architecture):
-            raise InputError(f"timm has no architecture {self.architecture!r}; timm.list_models('vit*') lists those it has")
+            raise InputError(f"timm has no architecture {self.architecture!r}; see timm.list_models('vit*')")
         unknown = set(self.model_args) - _BACKBONE_ARGUMENTS
         if unknown:
             raise InputError(f"model_args {sorted(unknown)} are not arguments of timm's VisionTransformer; remove them")
@@ -65,7 +65,7 @@ class ModelConfig:
         arguments = {**self.model_args, "dynamic_img_size": True, **overrides, "num_classes": 0}
         backbone = timm.create_model(self.architecture, pretrained=False, **arguments)
         if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
-            raise InputError(f"{self.architecture} is not a plain vision transformer with a class token and no registers")
+            raise InputError(f"{self.architecture} is not a plain vision transformer (a class token, no registers)")
         return backbone
 
     @classmethod
@@ -89,7 +89,7 @@ class ModelConfig:
         )
 
     def timm_json(self, backbone: VisionTransformer) -> dict[str, Any]:
-        """Return timm's dialect. (timm's own writer puts `num_classes` into model_args, which `AutoModel` refuses.)"""
+        """Return timm's dialect, with no `num_classes` in model_args, as timm writes it: `AutoModel` refuses that."""
         height, width = image_size(backbone)
         return {
             "architecture": self.architecture,
@@ -114,7 +114,7 @@ class ModelConfig:
 
     def transformers_json(self, backbone: VisionTransformer, dtype: torch.dtype, weights_file: str) -> dict[str, Any]:
         """Return transformers' dialect, of `Dinov2Model`: a ViT whose layer scales are ones."""
-        block = backbone.blocks[0]
+        block: Any = backbone.blocks[0]
         return {
             "model_type": "dinov2",
             "architectures": ["Dinov2Model"],

@@ -16,6 +16,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -174,7 +175,7 @@ def _verify(directory: Path, names: tuple[str, ...]) -> None:
         if name not in sums:
             raise InputError(f"{directory / CHECKSUMS} does not list {name}; download or save the directory again")
         if sha256(directory / name) != sums[name]:
-            raise InputError(f"{directory / name} does not match its checksum in {CHECKSUMS}; download or save it again")
+            raise InputError(f"{directory / name} does not match its checksum in {CHECKSUMS}; fetch or save it again")
 
 
 def weights_sha256(directory: Path) -> str:

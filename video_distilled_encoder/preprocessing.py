@@ -60,7 +60,7 @@ def preprocess(
     resized = [_resize(batch.to(device), config, size, crop_mode, multiple) for batch in batches]
     if len({batch.shape[-2:] for batch in resized}) > 1:
         sizes = sorted({f"{batch.shape[-2]}x{batch.shape[-1]}" for batch in resized})
-        raise InputError(f"the images come out at different sizes ({', '.join(sizes)}); encode them apart or give `size`")
+        raise InputError(f"the images come out at different sizes, {', '.join(sizes)}; encode them one by one")
     pixels_BCHW = resized[0] if len(resized) == 1 else torch.cat(resized)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     return ((pixels_BCHW - mean) / std).unflatten(0, lead)
@@ -201,7 +201,9 @@ def check_size(size: tuple[int, int], multiple: int) -> None:
         if side < multiple or side % multiple:
             lower = max(side // multiple, 1) * multiple
             upper = max(side // multiple + 1, 2) * multiple
-            raise InputError(f"{name} {side} is not a multiple of the patch size {multiple}; nearest: {lower} and {upper}")
+            raise InputError(
+                f"{name} {side} is not a multiple of the patch size {multiple}; nearest: {lower} and {upper}"
+            )
 
 
 def _nearest(side: float, multiple: int) -> int:

@@ -151,7 +151,7 @@ def _decode(container: Any, path: Path) -> Iterator[Any]:
     try:
         yield from container.decode(video=0)
     except av.error.FFmpegError as error:
-        raise InputError(f"{path} cannot be decoded to its end ({_reason(error)}); it is damaged or truncated") from error
+        raise InputError(f"{path} cannot be decoded to its end ({_reason(error)}); it is damaged") from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,4 @@
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ def brute_force(times, stride, frames):
         wanted = [start + k * stride for k in range(frames)]
         nearest = [int(np.argmin(np.abs(times - w))) for w in wanted]
         close = all(abs(times[n] - w) <= half for n, w in zip(nearest, wanted, strict=True))
-        if close and all(b > a for a, b in zip(nearest, nearest[1:], strict=False)):
+        if close and all(np.diff(nearest) > 0):
             clips.append(nearest)
     return clips
 
@@ -38,8 +37,16 @@ def test_variable_rates_and_gaps_equal_a_brute_force_search():
     assert clip_frames(times, ClipsConfig(3, 0.5)).tolist() == brute_force(times, 0.5, 3)
 
 
+class FakeStore:
+    def __init__(self, frames):
+        self.times = np.arange(frames) / 10
+
+    def __len__(self):
+        return len(self.times)
+
+
 def stores(*lengths):
-    return [SimpleNamespace(times=np.arange(n) / 10) for n in lengths]
+    return [FakeStore(n) for n in lengths]
 
 
 def test_an_epoch_is_one_pass_and_the_order_a_function_of_seed_and_position():
@@ -65,5 +72,5 @@ def test_survives_pickling():
 def test_videos_that_are_too_short_say_so():
     with pytest.raises(InputError, match=r"spans 1 s, and the longest video has 0\.70 s"):
         ClipIndex(stores(5, 8), ClipsConfig(3, 0.5), seed=0)
-    with pytest.raises(InputError, match="longest video has 0.00 s"):
+    with pytest.raises(InputError, match=r"longest video has 0\.00 s"):
         ClipIndex(stores(1), ClipsConfig(3, 0.5), seed=0)

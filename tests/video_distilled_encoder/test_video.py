@@ -1,5 +1,3 @@
-import io
-
 import av
 import numpy as np
 import pytest
@@ -57,32 +55,32 @@ def test_nothing_is_left_when_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def faststart(clip):
+def faststart(clip, folder):
     """The clip with its index first, so that a truncated copy still opens."""
-    buffer = io.BytesIO()
-    with av.open(str(clip)) as source, av.open(buffer, "w", "mp4", options={"movflags": "faststart"}) as target:
+    path = folder / "whole.mp4"
+    with av.open(str(clip)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    return buffer.getvalue()
+    return path.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda clip: None, "does not exist"),
-        (lambda clip: b"", "is empty"),
-        (lambda clip: b"not a video " * 100, "cannot be read as a video"),
-        (lambda clip: clip.read_bytes()[:100_000], "cannot be read as a video|truncated"),
-        (lambda clip: faststart(clip)[:150_000], "truncated|cannot be decoded to its end"),
+        (lambda clip, _: None, "does not exist"),
+        (lambda clip, _: b"", "is empty"),
+        (lambda clip, _: b"not a video " * 100, "cannot be read as a video"),
+        (lambda clip, _: clip.read_bytes()[:100_000], "cannot be read as a video|truncated"),
+        (lambda clip, folder: faststart(clip, folder)[:150_000], "truncated|cannot be decoded to its end"),
     ],
     ids=["missing", "empty", "text", "truncated", "truncated behind its index"],
 )
 def test_unreadable_videos_are_one_sentence(clip, tmp_path, content, message):
     path = tmp_path / "bad.mp4"
-    if (data := content(clip)) is not None:
+    if (data := content(clip, tmp_path)) is not None:
         path.write_bytes(data)
     with pytest.raises(InputError, match=message) as error:
         list(read_frames(path))

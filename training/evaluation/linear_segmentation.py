@@ -56,10 +56,10 @@ def evaluate(model: DenseModel, args: argparse.Namespace) -> dict[str, object]:
     test = extract_features(model, args.data, args.test_split)
     mean, std = channel_statistics(train.grids)
     layer = train_layer(train, mean, std, steps=args.steps, seed=args.seed)
-    confusion = sum(
-        confusion_matrix(predict(layer, (grid.float()[None] - mean) / std, labels.shape)[0], labels)
-        for grid, labels in zip(test.grids, test.labels, strict=True)
-    )
+    confusion = np.zeros((VOID, VOID), dtype=np.int64)
+    for grid, labels in zip(test.grids, test.labels, strict=True):
+        prediction = predict(layer, (grid.float()[None] - mean) / std, labels.shape)
+        confusion += confusion_matrix(prediction[0], labels)
     iou = intersection_over_union(confusion)
     return {
         "figures": {

@@ -43,7 +43,8 @@ class EncoderModel:
 class Pixels:
     """No network: the normalised pixels of each 16x16 patch, C = 768."""
 
-    description: dict[str, object] = {"name": "pixels"}
+    def __init__(self) -> None:
+        self.description: dict[str, object] = {"name": "pixels"}
 
     def grid(self, images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
         """Return (B, 768, h, w) raw patches."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from training.loss import at_least_float32
@@ -21,14 +22,20 @@ class Losses(NamedTuple):
     """Named scalars without gradients, for the log; they stay on the device."""
 
 
+class Tower(nn.Module):
+    """A backbone and what follows it during training."""
+
+    backbone: VisionTransformer
+
+
 class Method(nn.Module, ABC):
     """A student trained by gradients and a teacher that is its moving average.
 
     The teacher's modules are a subset of the student's, under the same names; `backbone` is in both.
     """
 
-    student: nn.ModuleDict
-    teacher: nn.ModuleDict
+    student: Tower
+    teacher: Tower
 
     @abstractmethod
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
@@ -51,7 +58,7 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student."""
+        """Teacher <- momentum * teacher + (1 - momentum) * student."""
         student = dict(self.student.named_parameters())
         names, old = zip(*self.teacher.named_parameters(), strict=True)
         torch._foreach_lerp_(list(old), [student[name] for name in names], 1 - momentum)

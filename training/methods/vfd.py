@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.heads import HeadConfig, Predictor, PredictorConfig, ProjectionHead
 from training.loss import cross_entropy
-from training.methods.base import Losses, token_statistics
+from training.methods.base import Losses, Tower, token_statistics
 from training.methods.base import Method as BaseMethod
 from training.schedules import linear_warmup
 from training.targets import TargetKind, Targets
@@ -97,8 +97,33 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
     return views
 
 
+class Teacher(Tower):
+    """Backbone and projection head; `patch_head` only if class and patch tokens have heads of their own."""
+
+    def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = ProjectionHead(backbone.embed_dim, objective.head)
+        self.patch_head = None if objective.head.shared else ProjectionHead(backbone.embed_dim, objective.head)
+
+    def patch_logits(self, patches: Tensor) -> Tensor:
+        """(..., C) -> (..., D)."""
+        return (self.patch_head or self.head)(patches)
+
+
+class Student(Teacher):
+    """Backbone, prediction head and projection head."""
+
+    def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
+        super().__init__(backbone, objective)
+        self.predictor = Predictor(backbone.embed_dim, objective.predictor)
+
+
 class Method(BaseMethod):
-    """Student (backbone, prediction head, projection head) and teacher (backbone, projection head)."""
+    """Equations 1 and 2."""
+
+    student: Student
+    teacher: Teacher
 
     def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
         super().__init__()
@@ -107,21 +132,17 @@ class Method(BaseMethod):
             raise InputError(f"vfd predicts the next frame: clips.frames must be at least 2, got {recipe.clips.frames}")
         self.objective = objective
         self.frames = future_frames(objective, recipe.clips.frames)
-        width = student.embed_dim
-        self.student = nn.ModuleDict({"backbone": student, "predictor": Predictor(width, objective.predictor)})
-        self.teacher = nn.ModuleDict({"backbone": teacher})
-        for name in ["head"] if objective.head.shared else ["head", "patch_head"]:
-            self.student[name] = ProjectionHead(width, objective.head)
-            self.teacher[name] = ProjectionHead(width, objective.head)
+        self.student = Student(student, objective)
+        self.teacher = Teacher(teacher, objective)
         arguments = (objective.head.prototypes, objective.targets, objective.center_momentum)
         self.cls_targets = Targets(*arguments)
         self.patch_targets = Targets(*arguments)
         self.start_teacher()
 
-    def last_layer(self) -> list[nn.Parameter]:
+    def last_layer(self) -> list[torch.nn.Parameter]:
         """Return prototypes and gains of the student's heads."""
-        heads = [self.student[name] for name in ("head", "patch_head") if name in self.student]
-        return [parameter for head in heads for parameter in (head.prototypes, head.gain) if parameter.requires_grad]
+        heads = [head for head in (self.student.head, self.student.patch_head) if head is not None]
+        return [parameter for head in heads for parameter in (head.prototypes, head.gain)]
 
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""
@@ -144,7 +165,7 @@ class Method(BaseMethod):
     @torch.no_grad()
     def teach(self, future: Tensor) -> Tensor:
         """Encode (B, F, 3, H, W) future frames as (B, F, 1 + N, C) tokens."""
-        return self.teacher["backbone"].forward_features(future.flatten(0, 1)).unflatten(0, future.shape[:2])
+        return self.teacher.backbone.forward_features(future.flatten(0, 1)).unflatten(0, future.shape[:2])
 
     def dense_loss(self, now: Tensor, patches: Tensor, temperature: float, metrics: dict[str, Tensor]) -> Tensor:
         """Equation 1.
@@ -156,7 +177,7 @@ class Method(BaseMethod):
             metrics: receives the loss and the statistics of the targets.
         """
         with torch.no_grad():
-            targets_BFND = self.patch_targets(_patch_head(self.teacher)(patches), temperature)
+            targets_BFND = self.patch_targets(self.teacher.patch_logits(patches), temperature)
         loss = cross_entropy(self.predict_patches(now), targets_BFND, self.objective.student_temperature)
         metrics["dense_loss"] = loss.detach()
         metrics |= {f"patch_{name}": value for name, value in token_statistics(targets_BFND, patches).items()}
@@ -172,7 +193,7 @@ class Method(BaseMethod):
             metrics: receives the loss and the statistics of the targets.
         """
         with torch.no_grad():
-            targets_BFD = self.cls_targets(self.teacher["head"](cls), temperature)
+            targets_BFD = self.cls_targets(self.teacher.head(cls), temperature)
         loss = cross_entropy(self.predict_cls(local), targets_BFD[:, :, None], self.objective.student_temperature)
         metrics["global_loss"] = loss.detach()
         metrics |= {f"cls_{name}": value for name, value in token_statistics(targets_BFD, cls).items()}
@@ -180,28 +201,25 @@ class Method(BaseMethod):
 
     def predict_patches(self, now: Tensor) -> Tensor:
         """(B, F, 3, H, W) frames -> (B, F, N, D) logits of the next frames' patch tokens."""
-        tokens = self.student["predictor"](self._student_tokens(now.flatten(0, 1)))
-        return _patch_head(self.student)(tokens[:, 1:]).unflatten(0, now.shape[:2])
+        tokens = self.student.predictor(self._student_tokens(now.flatten(0, 1)))
+        return self.student.patch_logits(tokens[:, 1:]).unflatten(0, now.shape[:2])
 
     def predict_cls(self, local: Tensor) -> Tensor:
         """(B, F, L, 3, h, w) local views -> (B, F, L, D) logits of their frames' class tokens."""
         pixels = local.flatten(0, 2)
         if self.objective.local_path == "predictor":
-            tokens = self.student["predictor"](self._student_tokens(pixels))
+            tokens = self.student.predictor(self._student_tokens(pixels))
         else:
-            tokens = self.student["backbone"].forward_features(pixels)
-        return self.student["head"](tokens[:, 0]).unflatten(0, local.shape[:3])
+            tokens = self.student.backbone.forward_features(pixels)
+        return self.student.head(tokens[:, 0]).unflatten(0, local.shape[:3])
 
     def _student_tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + N, C) tokens for the prediction head, after the final norm or before it."""
-        backbone = self.student["backbone"]
+        backbone = self.student.backbone
         if self.objective.predictor.norm_input:
             return backbone.forward_features(pixels)
-        ((patches, cls),) = backbone.forward_intermediates(
+        layers: Any = backbone.forward_intermediates(
             pixels, indices=1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
+        ((patches, cls),) = layers
         return torch.cat([cls, patches], dim=1)
-
-
-def _patch_head(modules: nn.ModuleDict) -> nn.Module:
-    return modules["patch_head" if "patch_head" in modules else "head"]

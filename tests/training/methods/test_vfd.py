@@ -62,23 +62,23 @@ def plain_losses(method, views, *, shared=True, predict_local=True):
     for b in range(clips):
         for j in range(frames - 1):
             with torch.no_grad():
-                future = teacher["backbone"].forward_features(views["global"][b, j + 1][None])[0]
-                z = teacher[patch_head](future[1:]).numpy()
+                future = teacher.backbone.forward_features(views["global"][b, j + 1][None])[0]
+                z = getattr(teacher, patch_head)(future[1:]).numpy()
                 p = softmax((z - method.patch_targets.center.numpy()) / TAU_T)
-            tokens = student["predictor"](student["backbone"].forward_features(views["global"][b, j][None]))[0]
-            logits = student[patch_head](tokens[1:]) / TAU_S
+            tokens = student.predictor(student.backbone.forward_features(views["global"][b, j][None]))[0]
+            logits = getattr(student, patch_head)(tokens[1:]) / TAU_S
             dense.append(sum(cross_entropy(p[n], logits[n]) for n in range(len(p))) / len(p))
         for j in range(1, frames):
             with torch.no_grad():
-                cls = teacher["backbone"].forward_features(views["global"][b, j][None])[0, 0]
-                z = teacher["head"](cls).numpy()
+                cls = teacher.backbone.forward_features(views["global"][b, j][None])[0, 0]
+                z = teacher.head(cls).numpy()
                 p = softmax((z - method.cls_targets.center.numpy()) / TAU_T)
             for number in range(locals_per_frame):
                 local = views["local"][b, (j - 1) * locals_per_frame + number]
-                tokens = student["backbone"].forward_features(local[None])
+                tokens = student.backbone.forward_features(local[None])
                 if predict_local:
-                    tokens = student["predictor"](tokens)
-                global_.append(cross_entropy(p, student["head"](tokens[0, 0]) / TAU_S))
+                    tokens = student.predictor(tokens)
+                global_.append(cross_entropy(p, student.head(tokens[0, 0]) / TAU_S))
     return sum(dense) / len(dense), sum(global_) / len(global_)
 
 
@@ -135,7 +135,7 @@ def test_teacher_frames_last_uses_the_last_pair_only():
 def test_unnormed_predictor_input():
     method = build("--objective.predictor.norm_input=false")
     pixels = batch()["global"][:, 0]
-    backbone = method.student["backbone"]
+    backbone = method.student.backbone
     assert torch.allclose(backbone.norm(method._student_tokens(pixels)), backbone.forward_features(pixels), atol=1e-10)
 
 

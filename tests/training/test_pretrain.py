@@ -1,0 +1,170 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import checkpoint
+from training.pretrain import main, pretrain
+from training.recipe import read_recipe, recipe_names
+from video_distilled_encoder import Encoder, InputError
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    return tmp_path_factory.mktemp("frames")
+
+
+@pytest.fixture(scope="module")
+def run(clip, frames, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    pretrain([clip], out, read_recipe("smoke"), frames=frames)
+    return out
+
+
+def test_a_smoke_run_ends_in_an_encoder(run, photograph):
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "curves.png",
+        "encoder",
+        "log.jsonl",
+        "recipe.yaml",
+    ]
+    encoder = Encoder.from_pretrained(run / "encoder")
+    assert encoder.encode(photograph).patches.shape == (1, 196, 192)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    with Image.open(run / "curves.png") as curves:
+        assert np.asarray(curves.convert("L")).std() > 10
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
+
+
+def test_the_encoder_is_the_teachers_backbone(run):
+    saved = checkpoint.load_newest(run / "checkpoints")
+    encoder = Encoder.from_pretrained(run / "encoder")
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, saved.model[f"teacher.backbone.{name}"])
+    assert not torch.equal(encoder.backbone.norm.weight, saved.model["student.backbone.norm.weight"])
+
+
+def test_the_same_seed_gives_the_same_curve_with_any_number_of_workers(run, clip, frames, tmp_path):
+    recipe = read_recipe(str(run / "recipe.yaml"), ["--run.workers=2"])
+    pretrain([clip], tmp_path / "again", recipe, frames=frames)
+    assert losses(tmp_path / "again") == losses(run)
+    other = read_recipe("smoke", ["--run.seed=1"])
+    pretrain([clip], tmp_path / "other", other, frames=frames)
+    assert losses(tmp_path / "other") != losses(run)
+
+
+def test_a_run_cut_short_goes_on_where_it_was(run, clip, frames, tmp_path):
+    out = tmp_path / "cut"
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "encoder")
+    shutil.rmtree(out / "checkpoints" / "step-00000008")
+    pretrain([clip], out, read_recipe("smoke"), frames=frames, resume=True)
+    assert losses(out) == losses(run)
+    weights = (out / "encoder" / "model.safetensors").read_bytes()
+    assert weights == (run / "encoder" / "model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints" / "step-00000008" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with pytest.warns(UserWarning, match="passed over"):
+        assert checkpoint.load_newest(tmp_path / "checkpoints").step == 4
+
+
+def test_max_time_writes_the_encoder_and_resume_finishes(clip, frames, tmp_path, run):
+    out = tmp_path / "short"
+    pretrain([clip], out, read_recipe("smoke"), frames=frames, max_seconds=0.0)
+    assert losses(out) == []
+    Encoder.from_pretrained(out / "encoder")
+    pretrain([clip], out, read_recipe("smoke"), frames=frames, resume=True)
+    assert losses(out) == losses(run)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(clip, frames, tmp_path):
+    recipe = read_recipe("smoke", ["--optimizer.learning_rate=1e30", "--run.checkpoint_every=1"])
+    with pytest.raises(InputError, match=r"the loss became nan at step \d+; lower optimizer.learning_rate"):
+        pretrain([clip], tmp_path / "bad", recipe, frames=frames)
+    saved = checkpoint.load_newest(tmp_path / "bad" / "checkpoints")
+    assert saved.step < len(losses(tmp_path / "bad"))
+    assert not (tmp_path / "bad" / "encoder").exists()
+
+
+def test_a_directory_that_is_taken_is_refused(run, clip, frames, tmp_path):
+    with pytest.raises(InputError, match="not empty; add --resume"):
+        pretrain([clip], run, read_recipe("smoke"), frames=frames)
+    with pytest.raises(InputError, match="no run to resume"):
+        pretrain([clip], tmp_path, read_recipe("smoke"), frames=frames, resume=True)
+    with pytest.raises(InputError, match=r"run\.batch_size was 4, now 2"):
+        pretrain([clip], run, read_recipe("smoke", ["--run.batch_size=2"]), frames=frames, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "too short", "no videos"])
+def test_data_that_cannot_be_used_is_one_sentence_and_leaves_nothing(run_command, make_video, clip, tmp_path, kind):
+    data = tmp_path / "data.mp4"
+    expected = {
+        "missing": "does not exist",
+        "empty": "is empty",
+        "truncated": "truncated",
+        "too short": "no video is long enough",
+        "no videos": "holds no video",
+    }
+    if kind == "empty":
+        data.touch()
+    elif kind == "truncated":
+        data.write_bytes(clip.read_bytes()[:300_000])
+    elif kind == "too short":
+        data = make_video("data.mp4", seconds=0.8)
+    elif kind == "no videos":
+        data = tmp_path / "folder"
+        data.mkdir()
+    arguments = ["--data", data, "--out", tmp_path / "run", "--recipe", "smoke", "--frames", tmp_path / "frames"]
+    error = run_command(main, *arguments)
+    assert expected[kind] in error
+    assert "\n" not in error
+    assert not (tmp_path / "run").exists()
+    assert kind == "too short" or not list((tmp_path / "frames").rglob("*.*"))
+
+
+def test_the_command_line_sets_any_setting(clip, frames, tmp_path):
+    command = [sys.executable, "-m", "training.pretrain", "--data", str(clip), "--out", str(tmp_path / "run")]
+    command += ["--recipe", "smoke", "--frames", str(frames), "--run.steps", "2", "--objective.head.prototypes", "16"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / "run" / "encoder")
+    saved = read_recipe(str(tmp_path / "run" / "recipe.yaml"))
+    assert (saved.run.steps, saved.objective.head.prototypes, saved.run.batch_size) == (2, 16, 4)
+
+
+def test_recipes_that_come_with_the_package():
+    assert {"vfd-vits16", "cpu", "smoke"} <= set(recipe_names())
+    paper = read_recipe("vfd-vits16")
+    assert paper.backbone.architecture == "vit_small_patch16_224"
+    assert (paper.clips.frames, paper.clips.stride) == (3, 0.5)
+    assert (paper.views.pre_crop_area, paper.views.local_views) == ((0.05, 0.2), 5)
+    assert (paper.views.global_size, paper.views.local_size) == (224, 96)
+    assert (paper.objective.dense_weight, paper.objective.global_weight) == (0.5, 0.5)
+    assert paper.objective.head.prototypes == 65536
+    assert (paper.run.batch_size, paper.run.epochs) == (256, 100)
+
+
+def test_unknown_recipes_and_methods_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no recipe 'none'"):
+        read_recipe("none")
+    (tmp_path / "x.yaml").write_text("method: nothing\n")
+    with pytest.raises(InputError, match=r"no method 'nothing'; choose from: .*vfd"):
+        read_recipe(str(tmp_path / "x.yaml"))
