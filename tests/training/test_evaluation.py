@@ -52,10 +52,20 @@ def test_the_loss_equals_pixelwise_cross_entropy():
     labels = torch.randint(0, protocol.VOID + 1, (2, 32, 48)).to(torch.uint8)
     logits = torch.randn(2, protocol.VOID, 2, 3)
     shares = protocol.class_shares(labels, (2, 3))
-    ours = -(shares * logits.log_softmax(1)).sum() / shares.sum()
+    ours = -(shares * logits.log_softmax(1).movedim(1, -1)).sum() / shares.sum()
     upsampled = torch.nn.functional.interpolate(logits, (32, 48), mode="nearest")
     theirs = torch.nn.functional.cross_entropy(upsampled, labels.long(), ignore_index=protocol.VOID)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_the_standardisation_is_folded_in_rightly():
+    torch.manual_seed(0)
+    tokens = (torch.randn(4, 3, 5, 7) * torch.arange(1, 8) + 3).half()
+    layer = protocol.StandardizedLinear(tokens, 2)
+    flat = tokens.double().flatten(0, 2)
+    standard = (tokens.double() - flat.mean(0)) / flat.std(0, correction=0)
+    expected = standard @ layer.linear.weight.double().T + layer.linear.bias.double()
+    assert torch.allclose(layer(tokens).double(), expected, atol=1e-3)
 
 
 def test_pixels_are_raw_patches(photograph):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.evaluation.models import PATCH, DenseModel
@@ -37,8 +37,8 @@ VOID = len(CAMVID_CLASSES)
 class Features:
     """One split: features and labels of n images."""
 
-    grids: Tensor
-    """(n, C, h, w) float16."""
+    tokens: Tensor
+    """(n, h, w, C) float16."""
     labels: Tensor
     """(n, H, W) uint8, void where there is no label."""
 
@@ -54,12 +54,10 @@ def evaluate(model: DenseModel, args: argparse.Namespace) -> dict[str, object]:
     """Train the layer on one split and score it on the other."""
     train = extract_features(model, args.data, args.train_split)
     test = extract_features(model, args.data, args.test_split)
-    mean, std = channel_statistics(train.grids)
-    layer = train_layer(train, mean, std, steps=args.steps, seed=args.seed)
+    layer = train_layer(train, steps=args.steps, seed=args.seed)
     confusion = np.zeros((VOID, VOID), dtype=np.int64)
-    for grid, labels in zip(test.grids, test.labels, strict=True):
-        prediction = predict(layer, (grid.float()[None] - mean) / std, labels.shape)
-        confusion += confusion_matrix(prediction[0], labels)
+    for tokens, labels in zip(test.tokens, test.labels, strict=True):
+        confusion += confusion_matrix(predict(layer, tokens, labels.shape), labels)
     iou = intersection_over_union(confusion)
     return {
         "figures": {
@@ -69,7 +67,7 @@ def evaluate(model: DenseModel, args: argparse.Namespace) -> dict[str, object]:
         },
         "setting": {
             "features": "last block, patch tokens",
-            "size": [side * PATCH for side in train.grids.shape[-2:]],
+            "size": [side * PATCH for side in train.tokens.shape[1:3]],
             "steps": args.steps,
             "batch": 64,
         },
@@ -118,48 +116,70 @@ def extract_features(model: DenseModel, root: Path, split: str) -> Features:
     pairs = find_pairs(root, split)
     labels = torch.from_numpy(np.stack([read_labels(label) for _, label in pairs]))
     size = tuple(max(round(side / PATCH), 1) * PATCH for side in labels.shape[1:])
-    grids = []
+    tokens = []
     for start in tqdm(range(0, len(pairs), 8), desc=f"encode {split}", unit="batch", dynamic_ncols=True):
         images = [open_image(image) for image, _ in pairs[start : start + 8]]
-        grids.append(model.grid(images, (size[0], size[1])).half().cpu())
-    return Features(torch.cat(grids), labels)
+        tokens.append(model.grid(images, (size[0], size[1])).movedim(1, -1).half().cpu())
+    return Features(torch.cat(tokens), labels)
 
 
-def channel_statistics(grids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel, (C, 1, 1)."""
-    flat = grids.movedim(1, 0).flatten(1).float()
-    return flat.mean(1).view(-1, 1, 1), flat.std(1).clamp(min=1e-6).view(-1, 1, 1)
+class StandardizedLinear(nn.Module):
+    """One linear layer on features standardised per channel; the standardisation is folded into its weights.
+
+    Args:
+        tokens: (..., C) features that mean and deviation are taken from.
+        classes: outputs.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tokens: Tensor, classes: int) -> None:
+        super().__init__()
+        flat = tokens.flatten(0, -2)
+        mean = flat.mean(0, dtype=torch.float32)
+        square = torch.stack([part.float().sub(mean).square().mean(0) for part in flat.chunk(16)]).mean(0)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", square.sqrt().clamp(min=1e-6))
+        self.linear = nn.Linear(tokens.shape[-1], classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) -> (..., classes) logits."""
+        weight = self.linear.weight / self.std
+        return F.linear(tokens.float(), weight, self.linear.bias - weight @ self.mean)
 
 
 def class_shares(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the share of a patch's pixels in each class, (n, classes, h, w); void pixels belong to none."""
+    """Return the share of a patch's pixels in each class, (n, h, w, classes); void pixels belong to none."""
     one_hot = F.one_hot(labels.long(), VOID + 1)[..., :VOID].movedim(-1, 1).float()
-    return F.adaptive_avg_pool2d(one_hot, grid)
+    return F.adaptive_avg_pool2d(one_hot, grid).movedim(1, -1)
 
 
-def train_layer(train: Features, mean: Tensor, std: Tensor, *, steps: int, seed: int) -> torch.nn.Conv2d:
-    """Train one linear layer on standardised features."""
+def train_layer(train: Features, *, steps: int, seed: int) -> StandardizedLinear:
+    """Train the layer on one split."""
     torch.manual_seed(seed)
-    layer = torch.nn.Conv2d(train.grids.shape[1], VOID, 1)
-    grid = (train.grids.shape[2], train.grids.shape[3])
+    layer = StandardizedLinear(train.tokens, VOID)
+    grid = (train.tokens.shape[1], train.tokens.shape[2])
     shares = torch.cat([class_shares(labels, grid) for labels in train.labels.split(16)])
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     for _ in tqdm(range(steps), desc="linear layer", unit="step", dynamic_ncols=True):
         chosen = torch.randint(len(shares), (64,))
-        log_probabilities = F.log_softmax(layer((train.grids[chosen].float() - mean) / std), dim=1)
-        loss = -(shares[chosen] * log_probabilities).sum() / shares[chosen].sum()
+        labelled = shares[chosen].sum()
         optimizer.zero_grad()
-        loss.backward()
+        for part in chosen.split(8):  # small parts stay in the processor's caches
+            log_probabilities = F.log_softmax(layer(train.tokens[part]), dim=-1)
+            (-(shares[part] * log_probabilities).sum() / labelled).backward()
         optimizer.step()
         schedule.step()
     return layer
 
 
 @torch.no_grad()
-def predict(layer: torch.nn.Conv2d, grids: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return (n, H, W) classes."""
-    return F.interpolate(layer(grids), tuple(size), mode="bilinear").argmax(1)
+def predict(layer: StandardizedLinear, tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(h, w, C) -> (H, W) classes."""
+    logits = layer(tokens).movedim(-1, 0)[None]
+    return F.interpolate(logits, tuple(size), mode="bilinear")[0].argmax(0)
 
 
 def confusion_matrix(prediction: Tensor, labels: Tensor) -> np.ndarray:
