@@ -1,6 +1,10 @@
-"""From a teacher's logits to target distributions: centring (DINO) or Sinkhorn-Knopp (SwAV, DINOv2).
+"""What keeps the teacher's distributions balanced, so that it does not collapse: centring, or Sinkhorn-Knopp.
 
-Both keep the teacher from collapsing. Legend: M = samples, D = prototypes.
+Both come down to one number per prototype, subtracted from the teacher's logits before their softmax:
+target = softmax(z / tau - bias). For centring it is the running mean of the logits over tau; for Sinkhorn-Knopp it is
+what makes every prototype equally used in this batch. Neither needs all logits at once.
+
+Legend: M = tokens, E = bottleneck width, D = prototypes.
 """
 
 from __future__ import annotations
@@ -10,19 +14,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from training.loss import at_least_float32
 from video_distilled_encoder.errors import InputError
 
 TargetKind = Literal["centering", "sinkhorn_knopp"]
 
 
-class Targets(nn.Module):
-    """Sharpened, balanced target distributions, with the running centre they need.
+class Balance(nn.Module):
+    """The bias of the teacher's logits, with the running centre it may need.
 
     Args:
         prototypes: D.
-        kind: "centering" subtracts a running mean of the logits and applies a softmax (Caron et al. 2021, section 3.1);
-            "sinkhorn_knopp" balances the batch so that every prototype is used equally (DINOv2, section 4).
+        kind: "centering" subtracts a running mean of the logits (Caron et al. 2021, section 3.1); "sinkhorn_knopp"
+            uses every prototype equally often within the batch (SwAV; DINOv2, section 4).
         momentum: of the running centre.
 
     Raises:
@@ -40,25 +43,49 @@ class Targets(nn.Module):
         self.register_buffer("center", torch.zeros(prototypes))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """(..., D) logits -> (..., D) probabilities, in float32 at least; the centre moves afterwards."""
-        logits = at_least_float32(logits)
-        if self.kind == "sinkhorn_knopp":
-            return sinkhorn_knopp(logits.flatten(0, -2) / temperature).view_as(logits)
-        targets = torch.softmax((logits - self.center) / temperature, dim=-1)
-        self.center.lerp_(logits.flatten(0, -2).mean(0), 1 - self.momentum)
-        return targets
+    def forward(self, teacher: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
+        """Return the (D,) bias for a batch; a running centre moves afterwards.
+
+        Args:
+            teacher: (M, E) the teacher's bottleneck vectors.
+            prototypes: (D, E) the teacher's prototypes.
+            temperature: the teacher's, tau_T.
+        """
+        with torch.autocast(teacher.device.type, enabled=False):
+            if self.kind == "sinkhorn_knopp":
+                return sinkhorn_bias(teacher, prototypes, temperature)
+            bias = self.center / temperature
+            # The last layer is linear: the mean of the logits is the logits of the mean.
+            mean_logits = prototypes.to(self.center.dtype) @ teacher.to(self.center.dtype).mean(0)
+            self.center.lerp_(mean_logits, 1 - self.momentum)
+            return bias
 
 
-def sinkhorn_knopp(scores_MD: Tensor, iterations: int = 3) -> Tensor:
-    """Alternately scale columns and rows of exp(scores) so that rows sum to 1 and columns to M / D.
+def sinkhorn_bias(
+    teacher: Tensor, prototypes: Tensor, temperature: float, *, iterations: int = 3, chunk: int = 2048
+) -> Tensor:
+    """Return the (D,) bias b for which softmax(z / tau - b) is the result of Sinkhorn-Knopp on exp(z / tau).
+
+    The algorithm scales columns and rows of exp(z / tau) in turn, `iterations` times, rows last; in logarithms
+    b_d = logsumexp_m(z_md / tau - a_m) and a_m = logsumexp_d(z_md / tau - b_d). Going through the tokens in chunks,
+    each round takes a and the next b from the same logits.
 
     Args:
-        scores_MD: logits over the temperature.
-        iterations: rounds; the rows are scaled last.
+        teacher: (M, E).
+        prototypes: (D, E).
+        temperature: tau.
+        iterations: rounds.
+        chunk: tokens whose logits exist at one time.
     """
-    log_q = scores_MD
+    wide = torch.promote_types(teacher.dtype, torch.float32)
+    bias: Tensor | None = None
     for _ in range(iterations):
-        log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True)
-        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp()
+        total = torch.full((len(prototypes),), -torch.inf, dtype=wide, device=teacher.device)
+        for rows in teacher.split(chunk):
+            scores = (rows @ prototypes.T).to(wide) / temperature
+            if bias is not None:
+                scores = scores - torch.logsumexp(scores - bias, dim=1, keepdim=True)
+            total = torch.logaddexp(total, torch.logsumexp(scores, dim=0))
+        bias = total
+    assert bias is not None
+    return bias

@@ -10,8 +10,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training.loss import at_least_float32
-
 
 class Losses(NamedTuple):
     """What a method returns for one batch."""
@@ -70,24 +68,11 @@ class Method(nn.Module, ABC):
         return self
 
 
-def token_statistics(targets: Tensor, features: Tensor) -> dict[str, Tensor]:
-    """Return what shows a collapse early.
+@torch.no_grad()
+def feature_std(tokens: Tensor) -> Tensor:
+    """Return how far (..., C) tokens are spread: 1 for tokens all over the unit sphere, 0 for constant ones.
 
-    Args:
-        targets: (..., D) the teacher's distributions.
-        features: (..., C) the teacher's features.
-
-    Returns:
-        `entropy`: mean entropy of the targets, in nats; falling to 0 means one-hot targets.
-        `batch_entropy`: entropy of their mean; falling to 0 means one prototype for everything.
-        `feature_std`: standard deviation over the batch of L2-normalised features, times sqrt(C): 1 for features
-        spread evenly over the sphere, 0 for constant ones.
+    It is the standard deviation of L2-normalised tokens, averaged over channels, times sqrt(C).
     """
-    with torch.no_grad():
-        targets = targets.flatten(0, -2)
-        features = nn.functional.normalize(at_least_float32(features).flatten(0, -2), dim=-1)
-        return {
-            "entropy": torch.special.entr(targets).sum(-1).mean(),
-            "batch_entropy": torch.special.entr(targets.mean(0)).sum(),
-            "feature_std": features.std(0).mean() * features.shape[-1] ** 0.5,
-        }
+    unit = nn.functional.normalize(tokens.float().flatten(0, -2), dim=-1)
+    return unit.std(0).mean() * tokens.shape[-1] ** 0.5

@@ -21,11 +21,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from training.heads import HeadConfig, Predictor, PredictorConfig, ProjectionHead
-from training.loss import cross_entropy
-from training.methods.base import Losses, Tower, token_statistics
+from training.loss import distill
+from training.methods.base import Losses, Tower, feature_std
 from training.methods.base import Method as BaseMethod
 from training.schedules import linear_warmup
-from training.targets import TargetKind, Targets
+from training.targets import Balance, TargetKind
 from training.views import Box, View, random_box
 from video_distilled_encoder.errors import InputError
 
@@ -98,17 +98,18 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
 
 
 class Teacher(Tower):
-    """Backbone and projection head; `patch_head` only if class and patch tokens have heads of their own."""
+    """Backbone and projection head; the patch tokens may have a head of their own."""
 
     def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = ProjectionHead(backbone.embed_dim, objective.head)
-        self.patch_head = None if objective.head.shared else ProjectionHead(backbone.embed_dim, objective.head)
+        self.own_patch_head = None if objective.head.shared else ProjectionHead(backbone.embed_dim, objective.head)
 
-    def patch_logits(self, patches: Tensor) -> Tensor:
-        """(..., C) -> (..., D)."""
-        return (self.patch_head or self.head)(patches)
+    @property
+    def patch_head(self) -> ProjectionHead:
+        """The head of the patch tokens."""
+        return self.own_patch_head or self.head
 
 
 class Student(Teacher):
@@ -135,13 +136,13 @@ class Method(BaseMethod):
         self.student = Student(student, objective)
         self.teacher = Teacher(teacher, objective)
         arguments = (objective.head.prototypes, objective.targets, objective.center_momentum)
-        self.cls_targets = Targets(*arguments)
-        self.patch_targets = Targets(*arguments)
+        self.cls_balance = Balance(*arguments)
+        self.patch_balance = Balance(*arguments)
         self.start_teacher()
 
     def last_layer(self) -> list[torch.nn.Parameter]:
         """Return prototypes and gains of the student's heads."""
-        heads = [head for head in (self.student.head, self.student.patch_head) if head is not None]
+        heads = {self.student.head, self.student.patch_head}
         return [parameter for head in heads for parameter in (head.prototypes, head.gain)]
 
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
@@ -176,12 +177,9 @@ class Method(BaseMethod):
             temperature: tau_T.
             metrics: receives the loss and the statistics of the targets.
         """
-        with torch.no_grad():
-            targets_BFND = self.patch_targets(self.teacher.patch_logits(patches), temperature)
-        loss = cross_entropy(self.predict_patches(now), targets_BFND, self.objective.student_temperature)
-        metrics["dense_loss"] = loss.detach()
-        metrics |= {f"patch_{name}": value for name, value in token_statistics(targets_BFND, patches).items()}
-        return loss
+        predicted = self.predict_patches(now)
+        heads = self.student.patch_head, self.teacher.patch_head
+        return self._distill("dense_loss", "patch", predicted, patches, heads, temperature, metrics)
 
     def global_loss(self, local: Tensor, cls: Tensor, temperature: float, metrics: dict[str, Tensor]) -> Tensor:
         """Equation 2.
@@ -192,26 +190,55 @@ class Method(BaseMethod):
             temperature: tau_T.
             metrics: receives the loss and the statistics of the targets.
         """
+        predicted = self.predict_cls(local)
+        heads = self.student.head, self.teacher.head
+        return self._distill("global_loss", "cls", predicted, cls, heads, temperature, metrics)
+
+    def _distill(
+        self,
+        loss_name: str,
+        kind: Literal["cls", "patch"],
+        predicted: Tensor,
+        tokens: Tensor,
+        heads: tuple[ProjectionHead, ProjectionHead],
+        temperature: float,
+        metrics: dict[str, Tensor],
+    ) -> Tensor:
+        """Distil the teacher's `tokens` (…, C) into the student's `predicted` (…, C) or, per token, (…, L, C)."""
+        student_head, teacher_head = heads
         with torch.no_grad():
-            targets_BFD = self.cls_targets(self.teacher.head(cls), temperature)
-        loss = cross_entropy(self.predict_cls(local), targets_BFD[:, :, None], self.objective.student_temperature)
-        metrics["global_loss"] = loss.detach()
-        metrics |= {f"cls_{name}": value for name, value in token_statistics(targets_BFD, cls).items()}
-        return loss
+            teacher = teacher_head.project(tokens.flatten(0, -2))
+            prototypes = teacher_head.weight()
+            bias = (self.cls_balance if kind == "cls" else self.patch_balance)(teacher, prototypes, temperature)
+        student = student_head.project(predicted.flatten(0, -2))
+        result = distill(
+            student,
+            student_head.weight(),
+            teacher.repeat_interleave(len(student) // len(teacher), 0),
+            prototypes,
+            bias,
+            student_temperature=self.objective.student_temperature,
+            teacher_temperature=temperature,
+        )
+        metrics[loss_name] = result.loss.detach()
+        metrics[f"{kind}_entropy"] = result.entropy
+        metrics[f"{kind}_batch_entropy"] = torch.special.entr(result.mean_target).sum()
+        metrics[f"{kind}_feature_std"] = feature_std(tokens)
+        return result.loss
 
     def predict_patches(self, now: Tensor) -> Tensor:
-        """(B, F, 3, H, W) frames -> (B, F, N, D) logits of the next frames' patch tokens."""
+        """(B, F, 3, H, W) frames -> (B, F, N, C) predicted patch tokens of the next frames."""
         tokens = self.student.predictor(self._student_tokens(now.flatten(0, 1)))
-        return self.student.patch_logits(tokens[:, 1:]).unflatten(0, now.shape[:2])
+        return tokens[:, 1:].unflatten(0, now.shape[:2])
 
     def predict_cls(self, local: Tensor) -> Tensor:
-        """(B, F, L, 3, h, w) local views -> (B, F, L, D) logits of their frames' class tokens."""
+        """(B, F, L, 3, h, w) local views -> (B, F, L, C) predicted class tokens of their frames."""
         pixels = local.flatten(0, 2)
         if self.objective.local_path == "predictor":
             tokens = self.student.predictor(self._student_tokens(pixels))
         else:
             tokens = self.student.backbone.forward_features(pixels)
-        return self.student.head(tokens[:, 0]).unflatten(0, local.shape[:3])
+        return tokens[:, 0].unflatten(0, local.shape[:3])
 
     def _student_tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + N, C) tokens for the prediction head, after the final norm or before it."""

@@ -26,7 +26,7 @@ def build(*overrides):
     torch.manual_seed(0)
     method = build_method(recipe, ModelConfig(architecture=recipe.backbone.architecture)).double().train()
     with torch.no_grad():
-        for module in (method.cls_targets, method.patch_targets):
+        for module in (method.cls_balance, method.patch_balance):
             module.center.normal_(std=0.05)
         for parameter in method.student.parameters():  # student and teacher must not be equal
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -64,7 +64,7 @@ def plain_losses(method, views, *, shared=True, predict_local=True):
             with torch.no_grad():
                 future = teacher.backbone.forward_features(views["global"][b, j + 1][None])[0]
                 z = getattr(teacher, patch_head)(future[1:]).numpy()
-                p = softmax((z - method.patch_targets.center.numpy()) / TAU_T)
+                p = softmax((z - method.patch_balance.center.numpy()) / TAU_T)
             tokens = student.predictor(student.backbone.forward_features(views["global"][b, j][None]))[0]
             logits = getattr(student, patch_head)(tokens[1:]) / TAU_S
             dense.append(sum(cross_entropy(p[n], logits[n]) for n in range(len(p))) / len(p))
@@ -72,7 +72,7 @@ def plain_losses(method, views, *, shared=True, predict_local=True):
             with torch.no_grad():
                 cls = teacher.backbone.forward_features(views["global"][b, j][None])[0, 0]
                 z = teacher.head(cls).numpy()
-                p = softmax((z - method.cls_targets.center.numpy()) / TAU_T)
+                p = softmax((z - method.cls_balance.center.numpy()) / TAU_T)
             for number in range(locals_per_frame):
                 local = views["local"][b, (j - 1) * locals_per_frame + number]
                 tokens = student.backbone.forward_features(local[None])
