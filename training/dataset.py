@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.clips import ClipIndex
+from training.distributed import World
 from training.methods import load_method
 from training.photometric import draw_parameters
 from training.recipe import Recipe
 from training.views import cut_all
+from video_distilled_encoder.errors import InputError
 
 
 class Sample(TypedDict):
@@ -52,18 +54,30 @@ class ClipViews(Dataset[Sample]):
         }
 
 
-def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, device: torch.device) -> Iterator[Sample]:
-    """Yield the batches of steps `start` to `steps` - 1, each of `run.batch_size` consecutive positions."""
-    size = recipe.run.batch_size
+def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, world: World) -> Iterator[Sample]:
+    """Yield this process's share of the batches of steps `start` to `steps` - 1.
+
+    A step's batch is `run.batch_size` consecutive positions; process r of n takes the r-th of n equal parts of it.
+
+    Raises:
+        InputError: the batch cannot be shared equally.
+    """
+    size, parts = recipe.run.batch_size, world.size * recipe.run.accumulate
+    if size % parts:
+        raise InputError(
+            f"run.batch_size {size} cannot be shared equally by {world.size} processes with run.accumulate "
+            f"{recipe.run.accumulate}; make it a multiple of {parts}"
+        )
+    share = size // world.size
+    firsts = range(start * size + world.rank * share, steps * size, size)
     workers = recipe.run.workers
     if workers is None:
         workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
     loader = DataLoader(
         ClipViews(index, recipe),
-        batch_size=size,
-        sampler=range(start * size, steps * size),
+        batch_sampler=[list(range(first, first + share)) for first in firsts],
         num_workers=workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=world.device.type == "cuda",
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
     )

@@ -25,7 +25,12 @@ def default_root() -> Path:
 
 
 def extract_all(
-    paths: Sequence[Path], root: Path, config: ExtractConfig, *, workers: int = 0, skip_unreadable: bool = False
+    paths: Sequence[Path],
+    root: Path,
+    config: ExtractConfig,
+    *,
+    workers: int = 0,
+    skip_unreadable: bool = False,
 ) -> list[Path]:
     """Extract every video named by `paths` (files or folders) and return the stores in the order of the videos.
 

@@ -53,9 +53,7 @@ def distill(
     dtype = torch.get_autocast_dtype(student.device.type) if torch.is_autocast_enabled(student.device.type) else None
     arguments = (student, student_prototypes, teacher.detach(), teacher_prototypes.detach())
     cast = [tensor.to(dtype) if dtype else tensor for tensor in arguments]
-    return Distillation(
-        *_Distill.apply(*cast, bias.detach(), student_temperature, teacher_temperature, chunk)
-    )
+    return Distillation(*_Distill.apply(*cast, bias.detach(), student_temperature, teacher_temperature, chunk))
 
 
 class _Distill(torch.autograd.Function):

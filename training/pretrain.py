@@ -10,16 +10,18 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 
-from training import checkpoint
+from training import checkpoint, distributed
 from training.clips import ClipIndex
 from training.curves import plot_curves
+from training.distributed import World
 from training.extract import default_root, extract_all
-from training.frame_store import open_stores
+from training.frame_store import FrameStore, open_stores
 from training.methods import load_method
 from training.methods.base import Method
 from training.recipe import Recipe, build_recipe, find_recipe, read_recipe, recipe_names, recipe_parser
@@ -72,34 +74,60 @@ def pretrain(
         InputError: the videos cannot be used, `out` is taken, there is nothing to resume, or the loss diverged.
     """
     check_out(out, recipe, resume)
-    device = choose_device(recipe)
-    paths = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)
-    stores = open_stores(paths)
+    world = distributed.start(recipe.run.device)
+    try:
+        paths = extract_once(world, data, frames or default_root(), recipe, skip_unreadable)
+        return train(out, recipe, world, open_stores(paths), resume, max_seconds)
+    finally:
+        distributed.stop()
+
+
+def extract_once(world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool) -> list[Path]:
+    """Extract the videos in one process of each machine while the others wait; return the stores in all."""
+    paths: list[Path] = []
+    if world.local_rank == 0:
+        paths = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable)
+    distributed.wait_for_all()
+    return distributed.from_main(paths)
+
+
+def train(
+    out: Path, recipe: Recipe, world: World, stores: Sequence[FrameStore], resume: bool, max_seconds: float | None
+) -> Path:
+    """Train on frame stores and write the run directory."""
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
-    out.mkdir(parents=True, exist_ok=True)
-    recipe.save(out / "recipe.yaml")
-    trainer = Trainer(recipe, method, index, config, out, device)
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(out / "recipe.yaml")
+    distributed.wait_for_all()
+    trainer = Trainer(recipe, method, index, config, out, world)
     if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
         trainer.resume(saved)
     hours = sum(store.times[-1] for store in stores if len(store)) / 3600
-    print(
+    say = partial(print, file=sys.stderr) if world.is_main else _say_nothing
+    say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {trainer.steps} steps of {recipe.run.batch_size} "
-        f"clips on {device}",
-        file=sys.stderr,
+        f"clips on {world.size} x {world.device.type}"
     )
     try:
         finished = trainer.run(max_seconds)
     finally:
-        plot_curves(trainer.log.path, out / "curves.png")
-    encoder = Encoder(method.teacher.backbone, config, run_card(recipe, trainer.step, len(stores), hours))
-    encoder.save_pretrained(out / "encoder")
+        if world.is_main:
+            plot_curves(trainer.log.path, out / "curves.png")
+    if world.is_main:
+        encoder = Encoder(method.teacher.backbone, config, run_card(recipe, trainer.step, len(stores), hours))
+        encoder.save_pretrained(out / "encoder")
+        print(out / "encoder")
     if not finished:
-        print(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on", file=sys.stderr)
-    print(out / "encoder")
+        say(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
     return out / "encoder"
+
+
+def _say_nothing(_: str) -> None:
+    """Stand in for `print` in all processes but the main one."""
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
@@ -150,18 +178,6 @@ def _first_difference(old: dict, recipe: Recipe) -> str:
             if value != (list(now) if isinstance(now, tuple) else now) and not hasattr(now, "__dataclass_fields__"):
                 return f"{section}.{name} was {value}, now {now}"
     return "see its recipe.yaml"
-
-
-def choose_device(recipe: Recipe) -> torch.device:
-    """Return the device of the recipe, CUDA if it is there for "auto"."""
-    wanted = recipe.run.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("run.device is cuda, but torch sees no CUDA device; use run.device=cpu or install a driver")
-    if wanted == "cuda":
-        torch.set_float32_matmul_precision("high")
-    return torch.device(wanted)
 
 
 def build_method(recipe: Recipe, config: ModelConfig) -> Method:

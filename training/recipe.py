@@ -72,7 +72,10 @@ class RunConfig:
     steps: int | None = None
     """Length of the run in steps, in place of `epochs`."""
     batch_size: int = 256
-    """Clips per step."""
+    """Clips per step, of all processes together."""
+    accumulate: int = 1
+    """Parts that each process's share of the batch is computed in, one after the other, to save memory; balancing of
+    the targets then sees one part at a time."""
     seed: int = 0
     """Of weights, data order and augmentation."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -82,16 +85,18 @@ class RunConfig:
     compile: bool = False
     """Compile the backbones with torch.compile."""
     workers: int | None = None
-    """Processes that load and crop; one per processor, less one, at most 16, if not given."""
+    """Processes that load and crop for each GPU; one per processor, less one, at most 16, if not given."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
     log_every: int = 10
     """Steps between writes of the log; every step is in it."""
+    wandb: str | None = None
+    """A wandb project to report to as well."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in ("batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"run.{name} must be at least 1, got {getattr(self, name)}")
         if self.epochs <= 0 or (self.steps is not None and self.steps < 1):

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from training import distributed
 from video_distilled_encoder.errors import InputError
 
 TargetKind = Literal["centering", "sinkhorn_knopp"]
@@ -56,7 +57,8 @@ class Balance(nn.Module):
                 return sinkhorn_bias(teacher, prototypes, temperature)
             bias = self.center / temperature
             # The last layer is linear: the mean of the logits is the logits of the mean.
-            mean_logits = prototypes.to(self.center.dtype) @ teacher.to(self.center.dtype).mean(0)
+            mean = distributed.average(teacher.to(self.center.dtype).mean(0))
+            mean_logits = prototypes.to(self.center.dtype) @ mean
             self.center.lerp_(mean_logits, 1 - self.momentum)
             return bias
 
@@ -86,6 +88,6 @@ def sinkhorn_bias(
             if bias is not None:
                 scores = scores - torch.logsumexp(scores - bias, dim=1, keepdim=True)
             total = torch.logaddexp(total, torch.logsumexp(scores, dim=0))
-        bias = total
+        bias = distributed.logsumexp(total)
     assert bias is not None
     return bias

@@ -38,6 +38,7 @@ def test_a_smoke_run_ends_in_an_encoder(run, photograph):
         "encoder",
         "log.jsonl",
         "recipe.yaml",
+        "tensorboard",
     ]
     encoder = Encoder.from_pretrained(run / "encoder")
     assert encoder.encode(photograph).patches.shape == (1, 196, 192)

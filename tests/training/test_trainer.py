@@ -33,7 +33,7 @@ def test_each_tensor_is_clipped_by_its_own_norm():
     parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(3)]
     for parameter, scale in zip(parameters[:2], (10.0, 0.5), strict=True):
         parameter.grad = torch.full((4,), scale)
-    largest = clip_each(iter(parameters), 3.0)
+    largest = clip_each(parameters, 3.0)
     assert largest.item() == pytest.approx(20.0)
     assert parameters[0].grad.norm().item() == pytest.approx(3.0, rel=1e-5)
     assert math.isclose(parameters[1].grad.norm().item(), 1.0)

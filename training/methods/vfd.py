@@ -20,6 +20,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from training import distributed
 from training.heads import HeadConfig, Predictor, PredictorConfig, ProjectionHead
 from training.loss import distill
 from training.methods.base import Losses, Tower, feature_std
@@ -222,7 +223,7 @@ class Method(BaseMethod):
         )
         metrics[loss_name] = result.loss.detach()
         metrics[f"{kind}_entropy"] = result.entropy
-        metrics[f"{kind}_batch_entropy"] = torch.special.entr(result.mean_target).sum()
+        metrics[f"{kind}_batch_entropy"] = torch.special.entr(distributed.average(result.mean_target)).sum()
         metrics[f"{kind}_feature_std"] = feature_std(tokens)
         return result.loss
 

@@ -1,0 +1,65 @@
+"""The release that is bundled with the package, and the repository's promises about it."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from export import cli
+from video_distilled_encoder import Encoder, encode
+from video_distilled_encoder.hub import BUNDLED_RELEASES
+
+NAME = "nota/vfd-vits16"
+RELEASE = BUNDLED_RELEASES / NAME
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def release():
+    return Encoder.from_pretrained(NAME, local_files_only=True)
+
+
+def test_loads_offline_by_name_and_tells_patches_apart(release, photograph):
+    out = release.encode(photograph)
+    assert out.patches.shape == (1, 196, 384)
+    similarity = torch.nn.functional.cosine_similarity(out.patches[0, :1], out.patches[0, 1:], dim=-1)
+    assert similarity.mean() < 0.99
+
+
+def test_is_small_enough():
+    assert sum(path.stat().st_size for path in RELEASE.iterdir()) <= 45e6
+
+
+def test_its_card_is_the_one_in_model_cards():
+    card = (RELEASE / "README.md").read_text(encoding="utf-8")
+    assert card == (ROOT / "model_cards" / "vfd-vits16.md").read_text(encoding="utf-8")
+    assert "not measured" not in card
+
+
+def test_exports(tmp_path):
+    pytest.importorskip("onnxruntime")
+    facts = cli.export(NAME, tmp_path / "encoder.onnx", precision="fp16")
+    assert facts["parity"]["patches"]["min_cosine"] >= 0.9999
+
+
+def test_the_readmes_snippet_says_what_happens():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)
+    assert len(snippet.strip().splitlines()) == 6
+    names = {"__name__": "snippet"}
+    exec(snippet.replace("examples/", f"{ROOT}/examples/"), names)
+    for name, shape in re.findall(r"out\.(\w+)\s+# \(([\d, ]+)\)", snippet):
+        assert tuple(getattr(names["out"], name).shape) == tuple(int(side) for side in shape.split(","))
+
+
+def test_the_readmes_main_command_encodes_the_examples(run_command, tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    line = re.search(r"<!-- main command -->\n```bash\n(.*?)\n```", readme, re.DOTALL).group(1)
+    arguments = line.split("vde-encode ")[1].replace("--out features", f"--out {tmp_path}").split()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["vde-encode"])
+    assert run_command(encode.main, *arguments) is None
+    expected = ["corgi.pca.png", "corgi.safetensors", "dog.pca.mp4", "dog.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
