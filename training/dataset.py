@@ -28,6 +28,8 @@ class Sample(TypedDict):
     """Per group (n, 3, size, size) uint8."""
     photometric: dict[str, Tensor]
     """Per group (n, 11) float32, see `training.photometric.draw_parameters`."""
+    masks: dict[str, Tensor]
+    """Per group whose views have masks, (n, patches) bool."""
 
 
 class ClipViews(Dataset[Sample]):
@@ -44,13 +46,17 @@ class ClipViews(Dataset[Sample]):
         frames = [store.read(int(number)) for number in numbers]
         views = self.plan_views(rng, frames[0].size)
         pixels = cut_all(frames, views, self.recipe.views)
-        parameters = {
-            group: draw_parameters(rng, [view for view in views if view.group == group], self.recipe.photometric)
-            for group in pixels
+        groups = {group: [view for view in views if view.group == group] for group in pixels}
+        parameters = {group: draw_parameters(rng, found, self.recipe.photometric) for group, found in groups.items()}
+        masks = {
+            group: np.stack([view.mask for view in found])
+            for group, found in groups.items()
+            if found[0].mask is not None
         }
         return {
             "views": {group: torch.from_numpy(array) for group, array in pixels.items()},
             "photometric": {group: torch.from_numpy(array) for group, array in parameters.items()},
+            "masks": {group: torch.from_numpy(array) for group, array in masks.items()},
         }
 
 

@@ -36,6 +36,7 @@ def distill(
     *,
     student_temperature: float,
     teacher_temperature: float,
+    weights: Tensor | None = None,
     chunk: int = 2048,
 ) -> Distillation:
     """Compute CE(softmax(z_T / tau_T - bias), softmax(z_S / tau_S)), the P-CE and CE of equations 1 and 2.
@@ -48,12 +49,13 @@ def distill(
         bias: (D,) subtracted from the teacher's logits after the temperature, see `training.targets`.
         student_temperature: tau_S.
         teacher_temperature: tau_T.
+        weights: (M,) weight of each token, summing to 1; 1/M each if not given.
         chunk: tokens whose logits exist at one time.
     """
     dtype = torch.get_autocast_dtype(student.device.type) if torch.is_autocast_enabled(student.device.type) else None
     arguments = (student, student_prototypes, teacher.detach(), teacher_prototypes.detach())
     cast = [tensor.to(dtype) if dtype else tensor for tensor in arguments]
-    return Distillation(*_Distill.apply(*cast, bias.detach(), student_temperature, teacher_temperature, chunk))
+    return Distillation(*_Distill.apply(*cast, bias.detach(), weights, student_temperature, teacher_temperature, chunk))
 
 
 class _Distill(torch.autograd.Function):
@@ -65,6 +67,7 @@ class _Distill(torch.autograd.Function):
         teacher: Tensor,
         teacher_prototypes: Tensor,
         bias: Tensor,
+        weights: Tensor | None,
         student_temperature: float,
         teacher_temperature: float,
         chunk: int,
@@ -76,24 +79,26 @@ class _Distill(torch.autograd.Function):
             mean_target = torch.zeros(len(bias), dtype=wide, device=student.device)
             grad_student = torch.empty_like(student)
             grad_prototypes = torch.zeros_like(student_prototypes, dtype=wide)
-            scale = 1 / (len(student) * student_temperature)
+            if weights is None:
+                weights = torch.full((len(student),), 1 / len(student), dtype=wide, device=student.device)
             for rows in _chunks(len(student), chunk):
-                # (m, D) each; computed in place as far as autograd is not concerned
+                # each is (m, D)
                 target = (teacher[rows] @ teacher_prototypes.T).to(wide).div_(teacher_temperature).sub_(bias)
                 target = torch.softmax(target, dim=-1)
                 predicted = (student[rows] @ student_prototypes.T).to(wide).div_(student_temperature)
                 log_predicted = torch.log_softmax(predicted, dim=-1)
                 del predicted
-                loss -= torch.dot(target.view(-1), log_predicted.view(-1))
+                weight = weights[rows, None].to(wide)
+                loss -= torch.dot((target * weight).view(-1), log_predicted.view(-1))
                 entropy += torch.special.entr(target).sum()
                 mean_target += target.sum(0)
-                gradient = log_predicted.exp_().sub_(target).mul_(scale).to(student.dtype)
+                gradient = log_predicted.exp_().sub_(target).mul_(weight / student_temperature).to(student.dtype)
                 grad_student[rows] = gradient @ student_prototypes
                 grad_prototypes += gradient.T @ student[rows]
             ctx.save_for_backward(grad_student, grad_prototypes.to(student_prototypes.dtype))
             count = len(student)
             ctx.mark_non_differentiable(entropy, mean_target)
-            return loss / count, entropy / count, mean_target / count
+            return loss, entropy / count, mean_target / count
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,7 +106,7 @@ class _Distill(torch.autograd.Function):
         return (
             grad_student * grad_loss.to(grad_student.dtype),
             grad_prototypes * grad_loss.to(grad_prototypes.dtype),
-            *[None] * 6,
+            *[None] * 7,
         )
 
 

@@ -150,7 +150,7 @@ class Trainer:
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
                 losses = self.method(views, progress)
             (losses.total / parts).backward()
-            collected.append(losses.metrics)
+            collected.append({"loss": losses.total.detach(), **losses.metrics})
         parameters = list(self.method.student.parameters())
         distributed.average_gradients(parameters)
         norm = clip_each(parameters, self.recipe.optimizer.clip_grad)
@@ -163,12 +163,14 @@ class Trainer:
         return {**metrics, "grad_norm": norm}
 
     def augment(self, sample: Sample) -> dict[str, Tensor]:
-        """Turn uint8 views into augmented, normalised pixels on the device: per group (B, n, 3, H, W) float32."""
+        """Turn uint8 views into what a method takes: per group (B, n, 3, H, W) augmented, normalised pixels; masks."""
         mean, std, device = self.model_config.mean, self.model_config.std, self.world.device
-        return {
+        pixels = {
             group: photometric.apply(views, sample["photometric"][group], mean, std, device)
             for group, views in sample["views"].items()
         }
+        masks = {f"{group}_mask": mask.to(device, non_blocking=True) for group, mask in sample["masks"].items()}
+        return pixels | masks
 
     def save(self) -> None:
         """Write what the log holds back, and a checkpoint."""
@@ -206,16 +208,17 @@ def clip_each(parameters: Sequence[torch.nn.Parameter], limit: float | None) -> 
 
 def _split(sample: Sample, parts: int) -> list[Sample]:
     """Split a batch into equal parts."""
-    split = {
-        kind: {group: tensor.chunk(parts) for group, tensor in groups.items()}
-        for kind, groups in (("views", sample["views"]), ("photometric", sample["photometric"]))
-    }
+
+    def part(groups: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        return {group: tensor.chunk(parts)[number] for group, tensor in groups.items()}
+
     return [
         Sample(
-            views={group: tensors[i] for group, tensors in split["views"].items()},
-            photometric={group: tensors[i] for group, tensors in split["photometric"].items()},
+            views=part(sample["views"], number),
+            photometric=part(sample["photometric"], number),
+            masks=part(sample["masks"], number),
         )
-        for i in range(parts)
+        for number in range(parts)
     ]
 
 

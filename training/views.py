@@ -16,6 +16,9 @@ from PIL import Image
 
 from video_distilled_encoder.errors import InputError
 
+PATCH = 16
+"""Side of a patch in pixels."""
+
 
 class Box(NamedTuple):
     """A region of a frame in whole pixels."""
@@ -39,6 +42,8 @@ class View(NamedTuple):
     """Mirrored left to right."""
     style: Literal["view1", "view2", "local"]
     """Which photometric augmentation it gets."""
+    mask: np.ndarray | None = None
+    """(patches,) bool: patches that the method treats apart, if it does."""
 
 
 @dataclass(frozen=True)

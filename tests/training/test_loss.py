@@ -42,6 +42,17 @@ def test_loss_and_gradients_equal_the_textbook_in_float64(tensors, dtype, tolera
     assert torch.allclose(result.mean_target.double(), target.mean(0).detach(), atol=1e-6)
 
 
+def test_weights_replace_the_mean(tensors):
+    student, prototypes, teacher, *fixed = tensors
+    weights = torch.rand(M, dtype=torch.double)
+    weights /= weights.sum()
+    temperatures = {"student_temperature": TAU_S, "teacher_temperature": TAU_T}
+    rows = [distill(student[i : i + 1], prototypes, teacher[i : i + 1], *fixed, **temperatures).loss for i in range(M)]
+    expected = sum(weight * loss for weight, loss in zip(weights, rows, strict=True))
+    got = distill(*tensors, **temperatures, weights=weights, chunk=10)
+    assert got.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_gradcheck(tensors):
     student, prototypes, *fixed = tensors
     inputs = (student.requires_grad_(), prototypes.requires_grad_())

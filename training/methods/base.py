@@ -1,14 +1,49 @@
-"""What all methods share: a student, a teacher that follows it, and a loss."""
+"""What all methods share: a student, a teacher that follows it, and the distillation of tokens.
+
+Legend: B = clips, N = patches, C = width, D = prototypes.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from training import distributed
+from training.heads import HeadConfig, ProjectionHead
+from training.loss import distill
+from training.schedules import linear_warmup
+from training.targets import Balance, TargetKind
+from video_distilled_encoder.errors import InputError
+
+
+@dataclass(frozen=True)
+class DistillationObjective:
+    """Settings that every method of self-distillation has."""
+
+    targets: TargetKind = "centering"
+    """How the teacher's patch and class logits become targets: centering (DINO) or sinkhorn_knopp (DINOv2)."""
+    center_momentum: float = 0.9
+    """Momentum of the running centres (DINO)."""
+    student_temperature: float = 0.1
+    """tau_S (DINO)."""
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    """tau_T at the start and after its warm-up (DINO's longer recipe; its code's default is 0.04 flat)."""
+    teacher_temperature_warmup: float = 0.3
+    """Share of the run over which tau_T rises (DINO: 30 of 100 epochs)."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """The projection head."""
+
+    def __post_init__(self) -> None:
+        if min(self.student_temperature, *self.teacher_temperature) <= 0:
+            raise InputError("objective temperatures must be positive")
+        if not 0 <= self.teacher_temperature_warmup <= 1:
+            raise InputError("objective.teacher_temperature_warmup is a share of the run, in [0, 1]")
 
 
 class Losses(NamedTuple):
@@ -21,32 +56,104 @@ class Losses(NamedTuple):
 
 
 class Tower(nn.Module):
-    """A backbone and what follows it during training."""
+    """Backbone and projection head; the patch tokens may have a head of their own."""
 
-    backbone: VisionTransformer
+    def __init__(self, backbone: VisionTransformer, head: HeadConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = ProjectionHead(backbone.embed_dim, head)
+        self.own_patch_head = None if head.shared else ProjectionHead(backbone.embed_dim, head)
+
+    @property
+    def patch_head(self) -> ProjectionHead:
+        """The head of the patch tokens."""
+        return self.own_patch_head or self.head
 
 
 class Method(nn.Module, ABC):
     """A student trained by gradients and a teacher that is its moving average.
 
-    The teacher's modules are a subset of the student's, under the same names; `backbone` is in both.
+    The teacher's modules are a subset of the student's, under the same names.
+
+    Args:
+        objective: settings.
+        student: the student's backbone and heads, and what else it needs.
+        teacher: backbone and heads.
     """
 
-    student: Tower
-    teacher: Tower
+    def __init__(self, objective: DistillationObjective, student: Tower, teacher: Tower) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self._settings = objective
+        arguments = (objective.head.prototypes, objective.targets, objective.center_momentum)
+        self.cls_balance = Balance(*arguments)
+        self.patch_balance = Balance(*arguments)
+        self.start_teacher()
 
     @abstractmethod
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
         """Compute the losses of a batch.
 
         Args:
-            views: per group of views (B, n, 3, H, W) normalised pixels, n in the order of `plan_views`.
+            views: per group of views (B, n, 3, H, W) normalised pixels, n in the order of `plan_views`, and under
+                "GROUP_mask" (B, n, N) the views' masks if they have any.
             progress: share of the run that is over, in [0, 1).
         """
 
-    @abstractmethod
     def last_layer(self) -> list[nn.Parameter]:
-        """Return the student's parameters that are frozen at the start of a run."""
+        """Return the student's parameters that are frozen at the start of a run: prototypes and gains."""
+        heads = {self.student.head, self.student.patch_head}
+        return [parameter for head in heads for parameter in (head.prototypes, head.gain)]
+
+    def teacher_temperature(self, progress: float) -> float:
+        """Return tau_T."""
+        return linear_warmup(*self._settings.teacher_temperature, self._settings.teacher_temperature_warmup, progress)
+
+    def distill(
+        self,
+        kind: Literal["cls", "patch"],
+        predicted: Tensor,
+        tokens: Tensor,
+        progress: float,
+        metrics: dict[str, Tensor],
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the cross-entropy of the student's tokens with the teacher's.
+
+        Args:
+            kind: which head and centre to use.
+            predicted: (..., C) the student's tokens, or (..., L, C): L for each of the teacher's.
+            tokens: (..., C) the teacher's tokens.
+            progress: share of the run that is over.
+            metrics: receives the statistics of the targets.
+            weights: (...,) weight of each of the student's tokens; they sum to 1. The plain mean if not given.
+        """
+        if kind == "cls":
+            student_head, teacher_head, balance = self.student.head, self.teacher.head, self.cls_balance
+        else:
+            student_head, teacher_head, balance = self.student.patch_head, self.teacher.patch_head, self.patch_balance
+        temperature = self.teacher_temperature(progress)
+        with torch.no_grad():
+            teacher = teacher_head.project(tokens.flatten(0, -2))
+            prototypes = teacher_head.weight()
+            bias = balance(teacher, prototypes, temperature)
+        student = student_head.project(predicted.flatten(0, -2))
+        result = distill(
+            student,
+            student_head.weight(),
+            teacher.repeat_interleave(len(student) // len(teacher), 0),
+            prototypes,
+            bias,
+            student_temperature=self._settings.student_temperature,
+            teacher_temperature=temperature,
+            weights=None if weights is None else weights.flatten(),
+        )
+        metrics[f"{kind}_entropy"] = result.entropy
+        metrics[f"{kind}_batch_entropy"] = torch.special.entr(distributed.average(result.mean_target)).sum()
+        metrics[f"{kind}_feature_std"] = feature_std(tokens)
+        return result.loss
 
     def start_teacher(self) -> None:
         """Make the teacher equal to the student; it never receives a gradient."""

@@ -20,14 +20,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from training import distributed
-from training.heads import HeadConfig, Predictor, PredictorConfig, ProjectionHead
-from training.loss import distill
-from training.methods.base import Losses, Tower, feature_std
+from training.heads import Predictor, PredictorConfig
+from training.methods.base import DistillationObjective, Losses, Tower
 from training.methods.base import Method as BaseMethod
-from training.schedules import linear_warmup
-from training.targets import Balance, TargetKind
-from training.views import Box, View, random_box
+from training.views import PATCH, Box, View, random_box
 from video_distilled_encoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,39 +31,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(DistillationObjective):
     """Settings of the method."""
 
     dense_weight: float = 0.5
     """Weight of equation 1; 0 leaves it out ("global only")."""
     global_weight: float = 0.5
     """Weight of equation 2; 0 leaves it out ("dense only")."""
+    patch_share: float = 1.0
+    """Share of the patches, drawn anew for each clip, whose tokens are compared: unbiased, and cheaper."""
     teacher_frames: Literal["future", "last"] = "future"
     """Frames the teacher encodes: from the second on (both equations), or the last alone (the first paper's prose)."""
     local_path: Literal["predictor", "bypass"] = "predictor"
     """Local views pass through the prediction head (the hat of equation 2), or go straight to the projection head."""
     frame_styles: Literal["mixed", "view1", "view2"] = "mixed"
     """Photometrics of a frame's global view: DINO's first or second at random, or one of them (unstated)."""
-    targets: TargetKind = "centering"
-    """How the teacher's patch and class logits become targets: centering (DINO) or sinkhorn_knopp (DINOv2)."""
-    center_momentum: float = 0.9
-    """Momentum of the running centres (DINO)."""
-    student_temperature: float = 0.1
-    """tau_S (DINO)."""
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    """tau_T at the start and after its warm-up (DINO's longer recipe; its code's default is 0.04 flat)."""
-    teacher_temperature_warmup: float = 0.3
-    """Share of the run over which tau_T rises (DINO: 30 of 100 epochs)."""
-    head: HeadConfig = field(default_factory=HeadConfig)
-    """The projection head."""
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     """The prediction head."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.dense_weight, self.global_weight) < 0 or self.dense_weight + self.global_weight == 0:
             raise InputError("objective.dense_weight and .global_weight must not be negative, nor both 0")
-        if min(self.student_temperature, *self.teacher_temperature) <= 0:
-            raise InputError("objective temperatures must be positive")
+        if not 0 < self.patch_share <= 1:
+            raise InputError(f"objective.patch_share must lie in (0, 1], got {self.patch_share}")
 
 
 def future_frames(objective: Objective, frames: int) -> list[int]:
@@ -82,6 +69,7 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
     pre_crop = random_box(rng, frame, config.pre_crop_area, config.pre_crop_ratio)
     region = random_box(rng, pre_crop, config.global_area)
     flip = bool(rng.random() < config.flip)
+    mask = sample_patches(rng, (config.global_size // PATCH) ** 2, objective.patch_share)
     views = []
     for number in range(recipe.clips.frames):
         if not config.flip_shared:
@@ -89,7 +77,7 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
         style = objective.frame_styles
         if style == "mixed":
             style = ("view1", "view2")[rng.integers(2)]
-        views.append(View("global", number, region, flip, style))
+        views.append(View("global", number, region, flip, style, mask))
     source = pre_crop if config.local_from == "pre_crop" else frame
     for number in future_frames(objective, recipe.clips.frames):
         for _ in range(config.local_views):
@@ -98,26 +86,20 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
     return views
 
 
-class Teacher(Tower):
-    """Backbone and projection head; the patch tokens may have a head of their own."""
-
-    def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = ProjectionHead(backbone.embed_dim, objective.head)
-        self.own_patch_head = None if objective.head.shared else ProjectionHead(backbone.embed_dim, objective.head)
-
-    @property
-    def patch_head(self) -> ProjectionHead:
-        """The head of the patch tokens."""
-        return self.own_patch_head or self.head
+def sample_patches(rng: np.random.Generator, count: int, share: float) -> np.ndarray | None:
+    """Return a (count,) mask of a random `share` of the patches; none for all of them."""
+    if share == 1:
+        return None
+    mask = np.zeros(count, dtype=bool)
+    mask[rng.choice(count, round(share * count), replace=False)] = True
+    return mask
 
 
-class Student(Teacher):
+class Student(Tower):
     """Backbone, prediction head and projection head."""
 
     def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
-        super().__init__(backbone, objective)
+        super().__init__(backbone, objective.head)
         self.predictor = Predictor(backbone.embed_dim, objective.predictor)
 
 
@@ -125,43 +107,32 @@ class Method(BaseMethod):
     """Equations 1 and 2."""
 
     student: Student
-    teacher: Teacher
 
     def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
-        super().__init__()
         objective: Objective = recipe.objective
         if recipe.clips.frames < 2:
             raise InputError(f"vfd predicts the next frame: clips.frames must be at least 2, got {recipe.clips.frames}")
+        super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.objective = objective
         self.frames = future_frames(objective, recipe.clips.frames)
-        self.student = Student(student, objective)
-        self.teacher = Teacher(teacher, objective)
-        arguments = (objective.head.prototypes, objective.targets, objective.center_momentum)
-        self.cls_balance = Balance(*arguments)
-        self.patch_balance = Balance(*arguments)
-        self.start_teacher()
-
-    def last_layer(self) -> list[torch.nn.Parameter]:
-        """Return prototypes and gains of the student's heads."""
-        heads = {self.student.head, self.student.patch_head}
-        return [parameter for head in heads for parameter in (head.prototypes, head.gain)]
 
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""
         objective = self.objective
-        temperature = linear_warmup(*objective.teacher_temperature, objective.teacher_temperature_warmup, progress)
         tokens_BFNC = self.teach(views["global"][:, self.frames])
         total = torch.zeros((), device=tokens_BFNC.device)
-        metrics = {"teacher_temperature": torch.tensor(temperature)}
+        metrics: dict[str, Tensor] = {}
         if objective.dense_weight:
-            now = views["global"][:, [number - 1 for number in self.frames]]
-            loss = self.dense_loss(now, tokens_BFNC[:, :, 1:], temperature, metrics)
+            now = [number - 1 for number in self.frames]
+            mask = views["global_mask"][:, now] if "global_mask" in views else None
+            loss = self.dense_loss(views["global"][:, now], tokens_BFNC[:, :, 1:], mask, progress, metrics)
+            metrics["dense_loss"] = loss.detach()
             total = total + objective.dense_weight * loss
         if objective.global_weight:
             local = views["local"].unflatten(1, (len(self.frames), -1))
-            loss = self.global_loss(local, tokens_BFNC[:, :, 0], temperature, metrics)
+            loss = self.distill("cls", self.predict_cls(local), tokens_BFNC[:, :, 0], progress, metrics)
+            metrics["global_loss"] = loss.detach()
             total = total + objective.global_weight * loss
-        metrics["loss"] = total.detach()
         return Losses(total, metrics)
 
     @torch.no_grad()
@@ -169,63 +140,27 @@ class Method(BaseMethod):
         """Encode (B, F, 3, H, W) future frames as (B, F, 1 + N, C) tokens."""
         return self.teacher.backbone.forward_features(future.flatten(0, 1)).unflatten(0, future.shape[:2])
 
-    def dense_loss(self, now: Tensor, patches: Tensor, temperature: float, metrics: dict[str, Tensor]) -> Tensor:
+    def dense_loss(
+        self, now: Tensor, patches: Tensor, mask: Tensor | None, progress: float, metrics: dict[str, Tensor]
+    ) -> Tensor:
         """Equation 1.
 
         Args:
             now: (B, F, 3, H, W) frames.
             patches: (B, F, N, C) the teacher's patch tokens of the frames that follow them.
-            temperature: tau_T.
-            metrics: receives the loss and the statistics of the targets.
+            mask: (B, F, N) the patches that are compared, equally many of each frame; all if it is not given.
+            progress: share of the run that is over.
+            metrics: receives the statistics of the targets.
         """
         predicted = self.predict_patches(now)
-        heads = self.student.patch_head, self.teacher.patch_head
-        return self._distill("dense_loss", "patch", predicted, patches, heads, temperature, metrics)
-
-    def global_loss(self, local: Tensor, cls: Tensor, temperature: float, metrics: dict[str, Tensor]) -> Tensor:
-        """Equation 2.
-
-        Args:
-            local: (B, F, L, 3, h, w) local views.
-            cls: (B, F, C) the teacher's class tokens of the frames they are cut from.
-            temperature: tau_T.
-            metrics: receives the loss and the statistics of the targets.
-        """
-        predicted = self.predict_cls(local)
-        heads = self.student.head, self.teacher.head
-        return self._distill("global_loss", "cls", predicted, cls, heads, temperature, metrics)
-
-    def _distill(
-        self,
-        loss_name: str,
-        kind: Literal["cls", "patch"],
-        predicted: Tensor,
-        tokens: Tensor,
-        heads: tuple[ProjectionHead, ProjectionHead],
-        temperature: float,
-        metrics: dict[str, Tensor],
-    ) -> Tensor:
-        """Distil the teacher's `tokens` (…, C) into the student's `predicted` (…, C) or, per token, (…, L, C)."""
-        student_head, teacher_head = heads
-        with torch.no_grad():
-            teacher = teacher_head.project(tokens.flatten(0, -2))
-            prototypes = teacher_head.weight()
-            bias = (self.cls_balance if kind == "cls" else self.patch_balance)(teacher, prototypes, temperature)
-        student = student_head.project(predicted.flatten(0, -2))
-        result = distill(
-            student,
-            student_head.weight(),
-            teacher.repeat_interleave(len(student) // len(teacher), 0),
-            prototypes,
-            bias,
-            student_temperature=self.objective.student_temperature,
-            teacher_temperature=temperature,
-        )
-        metrics[loss_name] = result.loss.detach()
-        metrics[f"{kind}_entropy"] = result.entropy
-        metrics[f"{kind}_batch_entropy"] = torch.special.entr(distributed.average(result.mean_target)).sum()
-        metrics[f"{kind}_feature_std"] = feature_std(tokens)
-        return result.loss
+        if mask is not None:
+            count = round(self.objective.patch_share * mask.shape[-1])
+            # topk of a mask finds its places without asking the device how many there are
+            chosen = (
+                mask.float().topk(count, dim=-1, sorted=False).indices[..., None].expand(-1, -1, -1, patches.shape[-1])
+            )
+            predicted, patches = predicted.gather(2, chosen), patches.gather(2, chosen)
+        return self.distill("patch", predicted, patches, progress, metrics)
 
     def predict_patches(self, now: Tensor) -> Tensor:
         """(B, F, 3, H, W) frames -> (B, F, N, C) predicted patch tokens of the next frames."""

@@ -152,3 +152,18 @@ def test_teacher_starts_equal_and_follows_by_its_momentum():
     method.update_teacher(0.9)
     for name, parameter in teacher.items():
         assert torch.allclose(parameter, 0.9 * before[name] + 0.1 * student[name], atol=1e-6)
+
+
+def test_sampled_patches_are_those_of_the_mask_and_unbiased():
+    method, views = build(), batch()
+    generator = torch.Generator().manual_seed(2)
+    whole = method(views, progress=0.0).metrics["dense_loss"].item()
+    sampled = build("--objective.patch_share=0.25")
+    order = torch.rand(2, 1, 16, generator=generator).argsort(-1)
+    losses = []
+    for part in range(4):  # the four masks share out all patches of a clip
+        views["global_mask"] = (order // 4 == part).expand(2, 3, 16)
+        losses.append(sampled(views, progress=0.0).metrics["dense_loss"].item())
+        sampled.load_state_dict(method.state_dict() | {"patch_balance.center": build().patch_balance.center})
+    assert len(set(losses)) == 4
+    assert np.mean(losses) == pytest.approx(whole, rel=1e-9)
