@@ -26,7 +26,7 @@ from training.methods import load_method
 from training.methods.base import Method
 from training.recipe import Recipe, build_recipe, find_recipe, read_recipe, recipe_names, recipe_parser
 from training.trainer import Trainer
-from video_distilled_encoder import Encoder
+from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.model_config import ModelConfig
 
@@ -99,6 +99,8 @@ def train(
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
+    if recipe.run.init_from:
+        start_from(recipe.run.init_from, method)
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / "recipe.yaml")
@@ -142,10 +144,13 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
     parser.add_argument("--frames", type=Path, help=f"folder of the frame stores (default: {default_root()})")
+    parser.add_argument("--init-from", help="the same as --run.init_from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--max-time", type=parse_duration, help="stop training after HH:MM:SS; the encoder is written")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
     settings = parser.parse_args(list(argv))
+    if settings.init_from:
+        settings.run.init_from = settings.init_from
     return settings, build_recipe(parser, settings)
 
 
@@ -187,6 +192,22 @@ def build_method(recipe: Recipe, config: ModelConfig) -> Method:
     return load_method(recipe.method).Method(recipe, student, teacher)
 
 
+def start_from(name: str, method: Method) -> None:
+    """Take the weights of an encoder, or of a run with its heads and centres, in place of random ones.
+
+    Raises:
+        InputError: there are no such weights, or they are of another architecture.
+    """
+    run = Path(name)
+    saved = checkpoint.load_newest(run / "checkpoints")
+    if saved is not None and saved.model.keys() == method.state_dict().keys():
+        model_directory.load_strictly(method, saved.model, run / "checkpoints")
+    else:
+        encoder = Encoder.from_pretrained(run / "encoder" if saved is not None else name)
+        model_directory.load_strictly(method.student.backbone, encoder.backbone.state_dict(), name)
+        method.start_teacher()
+
+
 def run_card(recipe: Recipe, steps: int, videos: int, hours: float) -> str:
     """Return a model card that states how the encoder was trained."""
     return f"""---
@@ -201,7 +222,7 @@ The teacher's backbone ({recipe.backbone.architecture}) of a run of `python -m t
 {recipe.clips.stride:g} s apart) from {videos} videos, {hours:.2f} hours in all. It has not been evaluated.
 
 ```python
-from video_distilled_encoder import Encoder
+from video_distilled_encoder import Encoder, model_directory
 encoder = Encoder.from_pretrained("DIRECTORY_OR_HUB_NAME")
 out = encoder.encode("photograph.jpg")   # out.cls, out.patches, out.grid
 ```

@@ -50,8 +50,8 @@ class View(NamedTuple):
 class ViewsConfig:
     """Sizes and areas of the crops."""
 
-    pre_crop_area: tuple[float, float] = (0.05, 0.20)
-    """Area of the pre-crop as a share of the frame (paper, section 3.1)."""
+    pre_crop_area: tuple[float, float] | None = (0.05, 0.20)
+    """Area of the pre-crop as a share of the frame (paper, section 3.1); null for no pre-crop."""
     pre_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of the pre-crop (unstated in the papers)."""
     global_size: int = 224
@@ -63,7 +63,7 @@ class ViewsConfig:
     local_area: tuple[float, float] = (0.05, 0.4)
     """Area of a local view as a share of the region it is drawn from (DINO)."""
     local_views: int = 5
-    """Local views per future frame (paper, section 3.1)."""
+    """Local views per future frame (paper, section 3.1); of dino and ibot per clip."""
     local_from: Literal["pre_crop", "frame"] = "pre_crop"
     """The region that local views are drawn from (unstated in the papers)."""
     flip: float = 0.5
@@ -73,7 +73,7 @@ class ViewsConfig:
 
     def __post_init__(self) -> None:
         for name in ("pre_crop_area", "global_area", "local_area"):
-            low, high = getattr(self, name)
+            low, high = getattr(self, name) or (1.0, 1.0)
             if not 0 < low <= high <= 1:
                 raise InputError(f"views.{name} must be two shares 0 < low <= high <= 1, got {[low, high]}")
         low, high = self.pre_crop_ratio
@@ -112,6 +112,14 @@ def random_box(
     width = min(region.width, max(round(region.height * aspect), 1))
     height = min(region.height, max(round(region.width / aspect), 1))
     return Box(region.left + (region.width - width) // 2, region.top + (region.height - height) // 2, width, height)
+
+
+def pre_crop(rng: np.random.Generator, size: tuple[int, int], config: ViewsConfig) -> tuple[Box, Box]:
+    """Return the whole frame of `size` (width, height), and the region in it that views are cut from."""
+    frame = Box(0, 0, *size)
+    if config.pre_crop_area is None:
+        return frame, frame
+    return frame, random_box(rng, frame, config.pre_crop_area, config.pre_crop_ratio)
 
 
 def cut(frame: Image.Image, view: View, size: int) -> np.ndarray:

@@ -169,3 +169,25 @@ def test_unknown_recipes_and_methods_are_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("method: nothing\n")
     with pytest.raises(InputError, match=r"no method 'nothing'; choose from: .*vfd"):
         read_recipe(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize("kind", ["run", "encoder"])
+def test_a_run_starts_from_the_weights_it_is_given(run, clip, frames, tmp_path, kind):
+    source = run if kind == "run" else run / "encoder"
+    recipe = read_recipe("smoke", [f"--run.init_from={source}", "--run.steps=1", "--optimizer.learning_rate=1e-12"])
+    pretrain([clip], tmp_path / "next", recipe, frames=frames)
+    before = checkpoint.load_newest(run / "checkpoints").model
+    after = checkpoint.load_newest(tmp_path / "next" / "checkpoints").model
+    name = "blocks.3.attn.qkv.weight"
+    start = before[f"student.backbone.{name}" if kind == "run" else f"teacher.backbone.{name}"]
+    assert torch.allclose(after[f"student.backbone.{name}"], start, atol=1e-6)
+    same_head = torch.allclose(after["student.head.prototypes"], before["student.head.prototypes"], atol=1e-6)
+    assert same_head == (kind == "run")
+
+
+def test_weights_of_another_architecture_are_refused(encoder, clip, frames, tmp_path):
+    encoder.save_pretrained(tmp_path / "small")
+    recipe = read_recipe("smoke", [f"--run.init_from={tmp_path / 'small'}"])
+    with pytest.raises(InputError, match=r"small: cls_token is \(1, 1, 384\), expected \(1, 1, 192\)"):
+        pretrain([clip], tmp_path / "run", recipe, frames=frames)
+    assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from torch import Tensor
 from training.heads import Predictor, PredictorConfig
 from training.methods.base import DistillationObjective, Losses, Tower
 from training.methods.base import Method as BaseMethod
-from training.views import PATCH, Box, View, random_box
+from training.views import PATCH, View, pre_crop, random_box
 from video_distilled_encoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ def future_frames(objective: Objective, frames: int) -> list[int]:
 def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
     """Return the views of a clip: one global view per frame, all of one region, then the local views frame by frame."""
     config, objective = recipe.views, recipe.objective
-    frame = Box(0, 0, *size)
-    pre_crop = random_box(rng, frame, config.pre_crop_area, config.pre_crop_ratio)
-    region = random_box(rng, pre_crop, config.global_area)
+    frame, cropped = pre_crop(rng, size, config)
+    region = random_box(rng, cropped, config.global_area)
     flip = bool(rng.random() < config.flip)
     mask = sample_patches(rng, (config.global_size // PATCH) ** 2, objective.patch_share)
     views = []
@@ -78,7 +77,7 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
         if style == "mixed":
             style = ("view1", "view2")[rng.integers(2)]
         views.append(View("global", number, region, flip, style, mask))
-    source = pre_crop if config.local_from == "pre_crop" else frame
+    source = cropped if config.local_from == "pre_crop" else frame
     for number in future_frames(objective, recipe.clips.frames):
         for _ in range(config.local_views):
             box = random_box(rng, source, config.local_area)

@@ -1,0 +1,83 @@
+"""DINO on video frames (Caron et al. 2021), the papers' baselines.
+
+1. Two global views and the local views are cut from one frame; with `clips.frames` 2 ("time-aug"), the first global
+   view and half of the local views come from the first frame, the others from the second.
+2. The teacher encodes the global views, the student all views.
+3. The class tokens of every student view learn those of every teacher view but its own.
+
+A pre-crop (`views.pre_crop_area`) is one for all frames of a clip. Legend: B = clips, V = views, C = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from training.methods.base import DistillationObjective, Losses, Tower
+from training.methods.base import Method as BaseMethod
+from training.views import View, pre_crop, random_box
+from video_distilled_encoder.errors import InputError
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Objective(DistillationObjective):
+    """Settings of the method: those of every self-distillation."""
+
+
+def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
+    """Return two global views, in DINO's two styles, and `views.local_views` local views."""
+    config = recipe.views
+    frame, region = pre_crop(rng, size, config)
+    last = recipe.clips.frames - 1
+
+    def flip() -> bool:
+        return bool(rng.random() < config.flip)
+
+    views = [
+        View("global", 0, random_box(rng, region, config.global_area), flip(), "view1"),
+        View("global", last, random_box(rng, region, config.global_area), flip(), "view2"),
+    ]
+    source = region if config.local_from == "pre_crop" else frame
+    for number in range(config.local_views):
+        chosen = 0 if number < config.local_views / 2 else last
+        views.append(View("local", chosen, random_box(rng, source, config.local_area), flip(), "local"))
+    return views
+
+
+class Method(BaseMethod):
+    """Cross-entropy of class tokens between views."""
+
+    def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
+        objective: Objective = recipe.objective
+        if recipe.clips.frames not in (1, 2):
+            raise InputError(f"dino takes clips of 1 frame, or 2 for time-aug; clips.frames is {recipe.clips.frames}")
+        super().__init__(objective, Tower(student, objective.head), Tower(teacher, objective.head))
+
+    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
+        """Average the loss over all pairs of a teacher's view and another student's view."""
+        with torch.no_grad():
+            taught = encode_cls(self.teacher.backbone, views["global"])
+        learnt = [encode_cls(self.student.backbone, views[group]) for group in ("global", "local")]
+        metrics: dict[str, Tensor] = {}
+        loss = self.distill("cls", pair_views(torch.cat(learnt, dim=1)), taught, progress, metrics)
+        return Losses(loss, metrics | {"global_loss": loss.detach()})
+
+
+def encode_cls(backbone: VisionTransformer, views: Tensor) -> Tensor:
+    """(B, V, 3, H, W) -> (B, V, C) class tokens."""
+    return backbone.forward_features(views.flatten(0, 1))[:, 0].unflatten(0, views.shape[:2])
+
+
+def pair_views(learnt: Tensor) -> Tensor:
+    """(B, V, C) student's views, the two global ones first -> (B, 2, V - 1, C): for each teacher's view all others."""
+    others = [[number for number in range(learnt.shape[1]) if number != own] for own in range(2)]
+    return learnt[:, others]

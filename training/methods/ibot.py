@@ -1,0 +1,122 @@
+"""iBOT on video frames (Zhou et al. 2022): DINO, and masked patches of the same view.
+
+1. Views as in DINO; blocks of patches of some of the student's global views are replaced by a mask token.
+2. The class tokens learn as in DINO; the student's masked patch tokens learn the teacher's at the same places.
+
+Facts from the published ViT-S recipe: one head for both, masks on half of the views, 10 to 50 % of their patches.
+Legend: B = clips, V = views, N = patches, C = width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from training.methods import dino
+from training.methods.base import DistillationObjective, Losses, Tower
+from training.methods.base import Method as BaseMethod
+from training.views import PATCH, View
+from video_distilled_encoder.errors import InputError
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Objective(DistillationObjective):
+    """Settings of the method."""
+
+    mask_probability: float = 0.5
+    """Share of the global views that are masked."""
+    mask_share: tuple[float, float] = (0.1, 0.5)
+    """Share of a masked view's patches, drawn uniformly."""
+    patch_weight: float = 1.0
+    """Weight of the masked patches' loss beside the class tokens'."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.mask_share
+        if not (0 <= self.mask_probability <= 1 and 0 < low <= high < 1):
+            raise InputError("objective.mask_probability must lie in [0, 1] and .mask_share be 0 < low <= high < 1")
+
+
+def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
+    """Return DINO's views, the global ones with their masks."""
+    objective: Objective = recipe.objective
+    side = recipe.views.global_size // PATCH
+    views = dino.plan_views(rng, size, recipe)
+    for number in range(2):
+        share = rng.uniform(*objective.mask_share) if rng.random() < objective.mask_probability else 0.0
+        views[number] = views[number]._replace(mask=block_mask(rng, side, round(share * side * side)).ravel())
+    return views
+
+
+def block_mask(rng: np.random.Generator, side: int, count: int) -> np.ndarray:
+    """Return a (side, side) mask of exactly `count` patches, made of random rectangles (BEiT's block-wise masking)."""
+    mask = np.zeros((side, side), dtype=bool)
+    while (missing := count - int(mask.sum())) > 0:
+        area = rng.uniform(min(4, missing), missing)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+        height, width = (min(max(round(math.sqrt(area * r)), 1), side) for r in (ratio, 1 / ratio))
+        top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
+        block = np.zeros_like(mask)
+        block[top : top + height, left : left + width] = True
+        new = np.flatnonzero(block & ~mask)
+        mask.ravel()[new[:missing]] = True
+    return mask
+
+
+class Student(Tower):
+    """Backbone, head and the token that stands for a masked patch."""
+
+    def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
+        super().__init__(backbone, objective.head)
+        self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def encode_masked(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels and (B, N) masks -> (B, 1 + N, C) tokens; timm's forward with patches replaced."""
+        backbone = self.backbone
+        patches = backbone.patch_embed(pixels)  # (B, h, w, C)
+        patches = torch.where(mask.view(*patches.shape[:3], 1), self.mask_token.to(patches.dtype), patches)
+        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(patches)))
+        return backbone.norm(backbone.blocks(tokens))
+
+
+class Method(BaseMethod):
+    """Cross-entropy of class tokens between views, and of masked patch tokens within them."""
+
+    student: Student
+
+    def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
+        objective: Objective = recipe.objective
+        if recipe.clips.frames not in (1, 2):
+            raise InputError(f"ibot takes clips of 1 frame, or 2 for time-aug; clips.frames is {recipe.clips.frames}")
+        super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
+        self.patch_weight = objective.patch_weight
+
+    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
+        """Add the loss between views and `patch_weight` times that of the masked patches."""
+        pixels, mask_BVN = views["global"], views["global_mask"]
+        with torch.no_grad():
+            taught_BVNC = self.teacher.backbone.forward_features(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        learnt_BVNC = self.student.encode_masked(pixels.flatten(0, 1), mask_BVN.flatten(0, 1))
+        learnt_BVNC = learnt_BVNC.unflatten(0, pixels.shape[:2])
+        local_BVC = dino.encode_cls(self.student.backbone, views["local"])
+        metrics: dict[str, Tensor] = {}
+        learnt_cls = torch.cat([learnt_BVNC[:, :, 0], local_BVC], dim=1)
+        global_ = self.distill("cls", dino.pair_views(learnt_cls), taught_BVNC[:, :, 0], progress, metrics)
+        # Each view's masked patches count alike, however many they are; a view without any counts nothing.
+        weights = mask_BVN / mask_BVN.sum(-1, keepdim=True).clamp(min=1) / mask_BVN[..., 0].numel()
+        patches = self.distill(
+            "patch", learnt_BVNC[:, :, 1:], taught_BVNC[:, :, 1:], progress, metrics, weights=weights
+        )
+        metrics |= {"global_loss": global_.detach(), "dense_loss": patches.detach()}
+        return Losses(global_ + self.patch_weight * patches, metrics)
