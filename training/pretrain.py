@@ -1,7 +1,9 @@
 """`python -m training.pretrain --data VIDEO_OR_DIR… --out DIR`: plain videos in, an encoder out.
 
-The run directory holds recipe.yaml (every setting), log.jsonl (every step), curves.png, checkpoints/ and, at the end,
-encoder/: the teacher's backbone as a model directory for `Encoder.from_pretrained`, timm and transformers.
+The run directory holds recipe.yaml (every setting), views.png (the first clips as the network sees them), log.jsonl and
+tensorboard/ (every step), curves.png, checkpoints/ and, at the end, encoder/: the teacher's backbone as a model
+directory for `Encoder.from_pretrained`, timm and transformers. Under torchrun or accelerate launch the same command
+uses every GPU of every node.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import yaml
 from training import checkpoint, distributed
 from training.clips import ClipIndex
 from training.curves import plot_curves
+from training.dataset import ClipViews
 from training.distributed import World
 from training.extract import default_root, extract_all
 from training.frame_store import FrameStore, open_stores
 from training.methods import load_method
 from training.methods.base import Method
 from training.recipe import Recipe, build_recipe, find_recipe, read_recipe, recipe_names, recipe_parser
+from training.sheet import draw_sheet
 from training.trainer import Trainer
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, command
@@ -104,6 +108,7 @@ def train(
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / "recipe.yaml")
+        draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
     distributed.wait_for_all()
     trainer = Trainer(recipe, method, index, config, out, world)
     if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
@@ -114,6 +119,8 @@ def train(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {trainer.steps} steps of {recipe.run.batch_size} "
         f"clips on {world.size} x {world.device.type}"
     )
+    if recipe.run.device == "auto" and world.device.type == "cpu":
+        say("no GPU found: training on the CPU, for which --recipe cpu is made")
     try:
         finished = trainer.run(max_seconds)
     finally:

@@ -39,6 +39,7 @@ def test_a_smoke_run_ends_in_an_encoder(run, photograph):
         "log.jsonl",
         "recipe.yaml",
         "tensorboard",
+        "views.png",
     ]
     encoder = Encoder.from_pretrained(run / "encoder")
     assert encoder.encode(photograph).patches.shape == (1, 196, 192)
@@ -46,8 +47,9 @@ def test_a_smoke_run_ends_in_an_encoder(run, photograph):
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert all(np.isfinite(value) for row in rows for value in row.values())
     assert rows[-1]["loss"] < rows[0]["loss"]
-    with Image.open(run / "curves.png") as curves:
-        assert np.asarray(curves.convert("L")).std() > 10
+    for picture in ("curves.png", "views.png"):
+        with Image.open(run / picture) as image:
+            assert np.asarray(image.convert("L")).std() > 10
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
 
 
