@@ -144,21 +144,25 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
     choice = argparse.ArgumentParser(add_help=False)
     choice.add_argument("--recipe", default="vfd-vits16")
     known, _ = choice.parse_known_args(argv)
-    parser = recipe_parser(find_recipe(known.recipe))
-    parser.description = __doc__
-    names = ", ".join(recipe_names())
-    parser.add_argument("--recipe", default="vfd-vits16", help=f"a YAML file, or one of: {names} (default: vfd-vits16)")
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, help="the run directory")
-    parser.add_argument("--frames", type=Path, help=f"folder of the frame stores (default: {default_root()})")
-    parser.add_argument("--init-from", help="the same as --run.init_from")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--max-time", type=parse_duration, help="stop training after HH:MM:SS; the encoder is written")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
+    usage = "python -m training.pretrain --data VIDEO_OR_DIR… --out DIR [--recipe NAME] [--SECTION.SETTING VALUE …]"
+    parser = recipe_parser(find_recipe(known.recipe), add_run_arguments, description=__doc__, usage=usage)
     settings = parser.parse_args(list(argv))
     if settings.init_from:
         settings.run.init_from = settings.init_from
     return settings, build_recipe(parser, settings)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is not a setting of the recipe."""
+    names = ", ".join(recipe_names())
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="the run directory")
+    parser.add_argument("--recipe", default="vfd-vits16", help=f"a YAML file, or one of: {names}")
+    parser.add_argument("--init-from", help="the same as --run.init_from")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--max-time", type=parse_duration, help="stop training after HH:MM:SS; the encoder is written")
+    parser.add_argument("--frames", type=Path, help=f"folder of the frame stores, if not {default_root()}")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
 
 
 def parse_duration(text: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,14 +143,19 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"there is no recipe {name!r}; give a YAML file or one of: {', '.join(recipe_names())}")
 
 
-def recipe_parser(path: Path) -> Any:
+def recipe_parser(path: Path, add_arguments: Callable[[Any], None] = lambda parser: None, **options: Any) -> Any:
     """Return a jsonargparse parser with an option for every setting, whose defaults are those of the recipe file.
+
+    Args:
+        path: the recipe file.
+        add_arguments: adds the arguments that come before the settings.
+        **options: of the parser.
 
     Raises:
         InputError: the file is not YAML or names no method.
     """
     try:
-        from jsonargparse import ArgumentParser
+        from jsonargparse import ArgumentParser, set_parsing_settings
     except ImportError as error:
         raise MissingExtra("jsonargparse", "train") from error
     try:
@@ -159,7 +164,9 @@ def recipe_parser(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(content, dict) or "method" not in content:
         raise InputError(f"{path} is not a recipe: it names no `method`")
-    parser = ArgumentParser(prog="python -m training.pretrain", default_config_files=[str(path)])
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="python -m training.pretrain", default_config_files=[str(path)], **options)
+    add_arguments(parser)
     parser.add_argument("--method", help="set by the recipe")
     for name, config in _sections(content["method"]).items():
         parser.add_class_arguments(config, name)
