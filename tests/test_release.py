@@ -61,5 +61,5 @@ def test_the_readmes_main_command_encodes_the_examples(run_command, tmp_path, mo
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["vde-encode"])
     assert run_command(encode.main, *arguments) is None
-    expected = ["corgi.pca.png", "corgi.safetensors", "dog.pca.mp4", "dog.safetensors"]
+    expected = ["dog.pca.mp4", "dog.safetensors", "surfer.pca.png", "surfer.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected

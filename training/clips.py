@@ -30,8 +30,8 @@ class ClipIndex:
     """All clips of several videos.
 
     A clip starts at every frame from which the others can be reached: for each the nearest frame in time is taken, and
-    it must lie within half a frame interval of where it should be, so variable frame rates and gaps are handled and no
-    clip leaves its video.
+    it must lie within half a frame interval of where it should be, so variable frame rates and gaps are handled. No
+    clip leaves its video or crosses a cut.
 
     Raises:
         InputError: no video is long enough.
@@ -40,7 +40,7 @@ class ClipIndex:
     def __init__(self, stores: Sequence[FrameStore], config: ClipsConfig, seed: int) -> None:
         self.stores = stores
         self.seed = seed
-        rows = [clip_frames(store.times, config) for store in stores]
+        rows = [clip_frames(store.times, store.shots, config) for store in stores]
         self.frames = np.concatenate(rows) if rows else np.zeros((0, config.frames), dtype=np.int64)
         """(clips, K) frame numbers."""
         self.videos = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
@@ -77,8 +77,14 @@ class ClipIndex:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self))
 
 
-def clip_frames(times: np.ndarray, config: ClipsConfig) -> np.ndarray:
-    """Return the (clips, K) frame numbers of all clips of a video with frames at `times` (T,) seconds, ascending."""
+def clip_frames(times: np.ndarray, shots: np.ndarray, config: ClipsConfig) -> np.ndarray:
+    """Return the (clips, K) frame numbers of all clips of a video.
+
+    Args:
+        times: (T,) seconds of its frames, ascending.
+        shots: (T,) number of the shot each frame belongs to.
+        config: frames and stride.
+    """
     if len(times) < config.frames:
         return np.zeros((0, config.frames), dtype=np.int64)
     tolerance = 0.51 * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -89,4 +95,5 @@ def clip_frames(times: np.ndarray, config: ClipsConfig) -> np.ndarray:
     nearest = np.where(wanted - times[left] <= times[right] - wanted, left, right)
     close = np.abs(times[nearest] - wanted) <= tolerance
     distinct = (np.diff(nearest, axis=1) > 0).all(axis=1)
-    return nearest[close.all(axis=1) & distinct]
+    one_shot = (shots[nearest] == shots[nearest[:, :1]]).all(axis=1)
+    return nearest[close.all(axis=1) & distinct & one_shot]

@@ -5,7 +5,8 @@ the standard library writes it. A store is named by the SHA-256 of the video's c
 once however often it is copied or renamed, and it appears under its name only when it is complete.
 
     000000.jpg, 000001.jpg, …   the frames, in order
-    video.json                  {"source", "sha256", "times": seconds of each frame, "settings"}
+    video.json                  {"source", "sha256", "times": seconds of each frame, "cuts": frames that begin a new
+                                shot, "settings"}
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from training.cuts import find_cuts, thumbnail
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path, sha256
 from video_distilled_encoder.video import VideoFrame, read_frames
@@ -68,11 +70,17 @@ def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
     if path.exists():
         return path
     times: list[float] = []
+    changes: list[float] = []
+    before: np.ndarray | None = None
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for frame in read_frames(video, min_interval=1 / config.fps if config.fps else 0.0):
             archive.writestr(f"{len(times):06d}.jpg", _to_jpeg(frame, config))
             times.append(frame.time)
-        meta = {"source": video.name, "sha256": digest, "times": times, "settings": asdict(config)}
+            small = thumbnail(frame.image)
+            changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
+            before = small
+        cuts = find_cuts(np.array(changes))
+        meta = {"source": video.name, "sha256": digest, "times": times, "cuts": cuts, "settings": asdict(config)}
         archive.writestr(_META, json.dumps(meta))
     return path
 
@@ -103,8 +111,10 @@ class FrameStore:
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
         self.source: str = meta["source"]
-        self.sha256: str = meta["sha256"]
         self.times = np.asarray(meta["times"], dtype=np.float64)
+        self.shots = np.zeros(len(self.times), dtype=np.int64)
+        self.shots[meta["cuts"]] = 1
+        self.shots = np.cumsum(self.shots)
         # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
         self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
         self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)

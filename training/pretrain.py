@@ -182,7 +182,7 @@ def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not old.is_file():
         raise InputError(f"{out} holds no run to resume: it has no recipe.yaml")
-    if read_recipe(str(old)) != recipe:
+    if not recipe.trains_like(read_recipe(str(old))):
         changed = _first_difference(yaml.safe_load(old.read_text(encoding="utf-8")), recipe)
         raise InputError(f"{out} was started with other settings: {changed}; take those, or choose another --out")
 

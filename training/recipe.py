@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +120,12 @@ class Recipe:
     """The method's own settings, its `Objective`."""
     optimizer: OptimizerConfig
     run: RunConfig
+
+    def trains_like(self, other: Recipe) -> bool:
+        """Tell whether the two give the same weights: all settings are equal but those of loading and logging."""
+        free = ("workers", "checkpoint_every", "keep_checkpoints", "log_every", "wandb")
+        run = replace(other.run, **{name: getattr(self.run, name) for name in free})
+        return self == replace(other, run=run)
 
     def save(self, path: Path) -> None:
         """Write the recipe as YAML that `--recipe` reads."""

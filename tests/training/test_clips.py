@@ -22,7 +22,7 @@ def brute_force(times, stride, frames):
 @pytest.mark.parametrize("fps", [12.5, 25, 29.97, 60])
 def test_stride_is_in_seconds_at_any_frame_rate(fps):
     times = np.arange(int(4 * fps)) / fps
-    clips = clip_frames(times, ClipsConfig(3, 0.5))
+    clips = clip_frames(times, np.zeros(len(times), int), ClipsConfig(3, 0.5))
     step = 0.5 * fps
     assert np.abs(np.diff(clips, axis=1) - step).max() <= 1
     assert np.abs(clips[:, 2] - clips[:, 0] - 2 * step).max() <= 0.51
@@ -34,12 +34,21 @@ def test_variable_rates_and_gaps_equal_a_brute_force_search():
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.choice([0.03, 0.04, 0.05, 0.9], p=[0.4, 0.3, 0.29, 0.01], size=300))
     times -= times[0]
-    assert clip_frames(times, ClipsConfig(3, 0.5)).tolist() == brute_force(times, 0.5, 3)
+    clips = clip_frames(times, np.zeros(len(times), int), ClipsConfig(3, 0.5))
+    assert clips.tolist() == brute_force(times, 0.5, 3)
+
+
+def test_no_clip_crosses_a_cut():
+    times, shots = np.arange(40) / 10, np.repeat([0, 1], [18, 22])
+    clips = clip_frames(times, shots, ClipsConfig(3, 0.5))
+    assert clips[:, 0].tolist() == [*range(8), *range(18, 30)]
+    assert (shots[clips] == shots[clips[:, :1]]).all()
 
 
 class FakeStore:
     def __init__(self, frames):
         self.times = np.arange(frames) / 10
+        self.shots = np.zeros(frames, dtype=int)
 
     def __len__(self):
         return len(self.times)
