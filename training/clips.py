@@ -21,6 +21,9 @@ class ClipsConfig:
     stride: float = 0.5
     """Seconds between consecutive frames of a clip (the paper's 30 frames at 60 frames/s)."""
 
+    in_memory: bool = False
+    """Keep all decoded frames in memory, for data that fit: no frame is decoded twice."""
+
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride <= 0:
             raise InputError(f"clips need frames >= 1 and stride > 0, got {self.frames} and {self.stride}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -33,21 +33,29 @@ class Sample(TypedDict):
 
 
 class ClipViews(Dataset[Sample]):
-    """Sample `position` of a run: what it shows depends on nothing but the seed and the position."""
+    """Sample `position` of a run: what it shows depends on nothing but the seed and the position.
 
-    def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
+    Args:
+        index: the clips.
+        recipe: all settings.
+        length: positions of the whole run, of which settings that change with progress take a share.
+    """
+
+    def __init__(self, index: ClipIndex, recipe: Recipe, length: int) -> None:
         self.index = index
         self.recipe = recipe
-        self.plan_views = partial(load_method(recipe.method).plan_views, recipe=recipe)
+        self.length = length
+        self.plan_views = load_method(recipe.method).plan_views
 
     def __getitem__(self, position: int) -> Sample:
-        rng = np.random.default_rng([self.recipe.run.seed, 1, position])
+        recipe = replace(self.recipe, views=self.recipe.views.at(position / self.length))
+        rng = np.random.default_rng([recipe.run.seed, 1, position])
         store, numbers = self.index[position]
         frames = [store.read(int(number)) for number in numbers]
-        views = self.plan_views(rng, frames[0].size)
-        pixels = cut_all(frames, views, self.recipe.views)
+        views = self.plan_views(rng, frames[0].size, recipe)
+        pixels = cut_all(frames, views, recipe.views)
         groups = {group: [view for view in views if view.group == group] for group in pixels}
-        parameters = {group: draw_parameters(rng, found, self.recipe.photometric) for group, found in groups.items()}
+        parameters = {group: draw_parameters(rng, found, recipe.photometric) for group, found in groups.items()}
         masks = {
             group: np.stack([view.mask for view in found])
             for group, found in groups.items()
@@ -80,7 +88,7 @@ def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, wo
     if workers is None:
         workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
     loader = DataLoader(
-        ClipViews(index, recipe),
+        ClipViews(index, recipe, steps * size),
         batch_sampler=[list(range(first, first + share)) for first in firsts],
         num_workers=workers,
         pin_memory=world.device.type == "cuda",

@@ -15,12 +15,16 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
 from training.cuts import find_cuts, thumbnail
 from video_distilled_encoder.errors import InputError
@@ -120,6 +124,8 @@ class FrameStore:
         self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)
         self._file: io.BufferedReader | None = None
 
+        self._pixels: Tensor | None = None
+
     def __len__(self) -> int:
         return len(self.times)
 
@@ -127,12 +133,42 @@ class FrameStore:
         return {**self.__dict__, "_file": None}
 
     def read(self, index: int) -> Image.Image:
-        """Decode frame `index` as an RGB image."""
+        """Return frame `index` as an RGB image."""
+        if self._pixels is not None:
+            return Image.fromarray(self._pixels[index].numpy())
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)  # type: ignore[assignment]
         assert self._file is not None
         data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
         return Image.open(io.BytesIO(data)).convert("RGB")
+
+    def bytes_in_memory(self) -> int:
+        """Return how much memory `keep_in_memory` takes."""
+        width, height = self.read(0).size if len(self) else (0, 0)
+        return len(self) * width * height * 3
+
+    def keep_in_memory(self) -> None:
+        """Decode all frames now, into memory that worker processes share."""
+        frames = torch.from_numpy(np.stack([np.asarray(self.read(index)) for index in range(len(self))]))
+        self._pixels = frames.share_memory_()
+
+
+def keep_all_in_memory(stores: Sequence[FrameStore]) -> None:
+    """Decode the frames of all stores into shared memory, in parallel.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    needed = sum(store.bytes_in_memory() for store in stores)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.8 * free:
+        raise InputError(
+            f"the frames take {needed / 2**30:.1f} GiB decoded and {free / 2**30:.1f} GiB of memory are free; "
+            "leave clips.in_memory out, or lower extract.fps or extract.short_side"
+        )
+    with ThreadPoolExecutor() as pool, tqdm(total=len(stores), desc="decode", unit="video", dynamic_ncols=True) as bar:
+        for _ in pool.map(FrameStore.keep_in_memory, stores):
+            bar.update()
 
 
 def open_stores(paths: Iterable[Path]) -> list[FrameStore]:

@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from training.clips import ClipIndex
 from training.curves import plot_curves
 from training.dataset import ClipViews
 from training.distributed import World
+from training.dry_run import report
 from training.extract import default_root, extract_all
-from training.frame_store import FrameStore, open_stores
+from training.frame_store import FrameStore, keep_all_in_memory, open_stores
 from training.methods import load_method
 from training.methods.base import Method
-from training.recipe import Recipe, build_recipe, find_recipe, read_recipe, recipe_names, recipe_parser
+from training.recipe import Recipe, parse_settings, read_recipe
 from training.sheet import draw_sheet
 from training.trainer import Trainer
 from video_distilled_encoder import Encoder, model_directory
@@ -39,6 +41,9 @@ from video_distilled_encoder.model_config import ModelConfig
 def main() -> None:
     """Run the command."""
     args, recipe = parse_arguments(sys.argv[1:])
+    if args.dry_run:
+        print(dry_run(args.data, args.out, recipe, args.frames, args.skip_unreadable))
+        return
     pretrain(
         args.data,
         args.out,
@@ -86,6 +91,15 @@ def pretrain(
         distributed.stop()
 
 
+def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None, skip_unreadable: bool) -> str:
+    """Describe the run and draw `OUT.views.png`; the videos are extracted, nothing is trained."""
+    paths = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)
+    index = ClipIndex(open_stores(paths), recipe.clips, recipe.run.seed)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    bf16 = recipe.run.precision == "bf16" or (recipe.run.precision == "auto" and torch.cuda.is_available())
+    return report(recipe, index, build_method(recipe, config), config, out.with_name(f"{out.name}.views.png"), bf16)
+
+
 def extract_once(world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool) -> list[Path]:
     """Extract the videos in one process of each machine while the others wait; return the stores in all."""
     paths: list[Path] = []
@@ -100,6 +114,8 @@ def train(
 ) -> Path:
     """Train on frame stores and write the run directory."""
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+    if recipe.clips.in_memory:
+        keep_all_in_memory(stores)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
@@ -107,10 +123,12 @@ def train(
         start_from(recipe.run.init_from, method)
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
-        recipe.save(out / "recipe.yaml")
-        draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
+        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     distributed.wait_for_all()
     trainer = Trainer(recipe, method, index, config, out, world)
+    if world.is_main:
+        clips = ClipViews(index, recipe, trainer.steps * recipe.run.batch_size)
+        draw_sheet(clips, range(min(8, len(index))), out / "views.png")
     if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
         trainer.resume(saved)
     hours = sum(store.times[-1] for store in stores if len(store)) / 3600
@@ -141,26 +159,22 @@ def _say_nothing(_: str) -> None:
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
     """Read the command line: a recipe, any of its settings, and what belongs to this run alone."""
-    choice = argparse.ArgumentParser(add_help=False)
-    choice.add_argument("--recipe", default="vfd-vits16")
-    known, _ = choice.parse_known_args(argv)
-    usage = "python -m training.pretrain --data VIDEO_OR_DIR… --out DIR [--recipe NAME] [--SECTION.SETTING VALUE …]"
-    parser = recipe_parser(find_recipe(known.recipe), add_run_arguments, description=__doc__, usage=usage)
-    settings = parser.parse_args(list(argv))
+    prog = "python -m training.pretrain"
+    usage = f"{prog} --data VIDEO_OR_DIR… --out DIR [--recipe NAME] [--SECTION.SETTING VALUE …]"
+    settings, recipe = parse_settings(argv, add_run_arguments, prog=prog, usage=usage, description=__doc__)
     if settings.init_from:
-        settings.run.init_from = settings.init_from
-    return settings, build_recipe(parser, settings)
+        recipe = replace(recipe, run=replace(recipe.run, init_from=settings.init_from))
+    return settings, recipe
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is not a setting of the recipe."""
-    names = ", ".join(recipe_names())
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
-    parser.add_argument("--recipe", default="vfd-vits16", help=f"a YAML file, or one of: {names}")
     parser.add_argument("--init-from", help="the same as --run.init_from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--max-time", type=parse_duration, help="stop training after HH:MM:SS; the encoder is written")
+    parser.add_argument("--dry-run", action="store_true", help="describe the run and draw its views instead")
     parser.add_argument("--frames", type=Path, help=f"folder of the frame stores, if not {default_root()}")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from training.views import ViewsConfig
 from video_distilled_encoder.errors import InputError, MissingExtra
 
 RECIPES = Path(__file__).parent / "recipes"
+DEFAULT = "vfd-vits16"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class RunConfig:
         if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
             raise InputError("run.epochs must be positive and run.steps at least 1")
 
+    def total_steps(self, clips: int) -> int:
+        """Return the length of a run over so many clips."""
+        return self.steps or max(1, round(self.epochs * clips / self.batch_size))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -125,11 +131,12 @@ class Recipe:
         """Tell whether the two give the same weights: all settings are equal but those of loading and logging."""
         free = ("workers", "checkpoint_every", "keep_checkpoints", "log_every", "wandb")
         run = replace(other.run, **{name: getattr(self.run, name) for name in free})
-        return self == replace(other, run=run)
+        clips = replace(other.clips, in_memory=self.clips.in_memory)
+        return self == replace(other, run=run, clips=clips)
 
-    def save(self, path: Path) -> None:
-        """Write the recipe as YAML that `--recipe` reads."""
-        path.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False), encoding="utf-8")
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that `--recipe` reads."""
+        return str(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
 
 def recipe_names() -> list[str]:
@@ -149,46 +156,55 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"there is no recipe {name!r}; give a YAML file or one of: {', '.join(recipe_names())}")
 
 
-def recipe_parser(path: Path, add_arguments: Callable[[Any], None] = lambda parser: None, **options: Any) -> Any:
-    """Return a jsonargparse parser with an option for every setting, whose defaults are those of the recipe file.
+def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, with settings such as "--run.steps=10" on top."""
+    return parse_settings([f"--recipe={name}", *overrides])[1]
+
+
+def parse_settings(
+    argv: Sequence[str], add_arguments: Callable[[Any], None] = lambda parser: None, **options: Any
+) -> tuple[Any, Recipe]:
+    """Parse a command line that names a recipe and may set any of its settings.
 
     Args:
-        path: the recipe file.
+        argv: the arguments.
         add_arguments: adds the arguments that come before the settings.
-        **options: of the parser.
+        **options: of the parser (prog, usage, description).
+
+    Returns:
+        All arguments, and the recipe.
 
     Raises:
-        InputError: the file is not YAML or names no method.
+        InputError: there is no such recipe, or a setting is impossible.
     """
     try:
         from jsonargparse import ArgumentParser, set_parsing_settings
     except ImportError as error:
         raise MissingExtra("jsonargparse", "train") from error
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument("--recipe", default=DEFAULT)
+    path = find_recipe(choice.parse_known_args(argv)[0].recipe)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(default_config_files=[str(path)], **options)
+    add_arguments(parser)
+    parser.add_argument("--recipe", default=DEFAULT, help=f"a YAML file, or one of: {', '.join(recipe_names())}")
+    parser.add_argument("--method", help="set by the recipe")
+    sections = _sections(_method_of(path))
+    for name, config in sections.items():
+        parser.add_class_arguments(config, name)
+    settings = parser.parse_args(list(argv))
+    built = parser.instantiate(settings)
+    return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
+
+
+def _method_of(path: Path) -> str:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError) as error:
         raise InputError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(content, dict) or "method" not in content:
         raise InputError(f"{path} is not a recipe: it names no `method`")
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python -m training.pretrain", default_config_files=[str(path)], **options)
-    add_arguments(parser)
-    parser.add_argument("--method", help="set by the recipe")
-    for name, config in _sections(content["method"]).items():
-        parser.add_class_arguments(config, name)
-    return parser
-
-
-def build_recipe(parser: Any, settings: Any) -> Recipe:
-    """Turn the parsed settings into a recipe."""
-    built = parser.instantiate(settings)
-    return Recipe(method=settings.method, **{name: built[name] for name in _sections(settings.method)})
-
-
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, with settings such as "--run.steps=10" on top."""
-    parser = recipe_parser(find_recipe(name))
-    return build_recipe(parser, parser.parse_args(list(overrides)))
+    return str(content["method"])
 
 
 def _sections(method: str) -> dict[str, type]:

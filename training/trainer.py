@@ -55,7 +55,7 @@ class Trainer:
         self.world = world
         self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
         self.checkpoints = out / "checkpoints"
-        self.steps = recipe.run.steps or max(1, round(recipe.run.epochs * len(index) / recipe.run.batch_size))
+        self.steps = recipe.run.total_steps(len(index))
         self.step = 0
         self.drop_paths = drop_path.install(method.student.backbone, world.rank)
         self.optimizer = torch.optim.AdamW(

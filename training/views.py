@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -66,6 +66,8 @@ class ViewsConfig:
     """Local views per future frame (paper, section 3.1); of dino and ibot per clip."""
     local_from: Literal["pre_crop", "frame"] = "pre_crop"
     """The region that local views are drawn from (unstated in the papers)."""
+    low_resolution: float = 0.0
+    """Share of the run, from its start, with views of half the side: a fifth of the arithmetic."""
     flip: float = 0.5
     """Probability of a mirrored view (DINO)."""
     flip_shared: bool = True
@@ -81,8 +83,20 @@ class ViewsConfig:
             raise InputError(f"views.pre_crop_ratio must be 0 < low <= high, got {[low, high]}")
         if not 0 <= self.flip <= 1:
             raise InputError(f"views.flip must be a probability, got {self.flip}")
+        if not 0 <= self.low_resolution <= 1:
+            raise InputError(f"views.low_resolution is a share of the run, in [0, 1], got {self.low_resolution}")
+        multiple = 2 * PATCH if self.low_resolution else PATCH
+        for name in ("global_size", "local_size"):
+            if getattr(self, name) < multiple or getattr(self, name) % multiple:
+                raise InputError(f"views.{name} must be a multiple of {multiple}, got {getattr(self, name)}")
         if self.local_views < 1:
             raise InputError(f"views.local_views must be at least 1, got {self.local_views}")
+
+    def at(self, progress: float) -> ViewsConfig:
+        """Return the settings in force when a share `progress` of the run is over."""
+        if progress >= self.low_resolution:
+            return self
+        return replace(self, global_size=self.global_size // 2, local_size=self.local_size // 2, low_resolution=0.0)
 
 
 def random_box(

@@ -17,7 +17,7 @@ def run(tiny, tmp_path):
     """What `training.pretrain` leaves behind, as far as a release needs it."""
     out = tmp_path / "run"
     tiny.save_pretrained(out / "encoder")
-    read_recipe("smoke").save(out / "recipe.yaml")
+    (out / "recipe.yaml").write_text(read_recipe("smoke").to_yaml())
     rows = [{"step": step, "loss": 5.0 - step / 10, "seconds": 30.0} for step in range(1, 9)]
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return out

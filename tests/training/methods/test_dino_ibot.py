@@ -166,7 +166,7 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
 
             return Image.fromarray(np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8))
 
-    sample = ClipViews(OneClip(), recipe)[0]
+    sample = ClipViews(OneClip(), recipe, 1)[0]
     views = {group: view[None].double() / 255 for group, view in sample["views"].items()}
     views |= {f"{group}_mask": mask[None] for group, mask in sample["masks"].items()}
     total, metrics = method(views, progress=0.5)

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.clips import ClipIndex
+from training.dataset import ClipViews
+from training.dry_run import expected_memory
+from training.frame_store import ExtractConfig, FrameStore, extract_video
+from training.pretrain import build_method, main
+from training.recipe import read_recipe
+from video_distilled_encoder import ModelConfig
+
+
+def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tmp_path, capsys):
+    arguments = ["--data", clip, "--out", tmp_path / "run", "--recipe", "smoke", "--frames", tmp_path / "frames"]
+    assert run_command(main, *arguments, "--dry-run", "--run.steps=7") is None
+    text = capsys.readouterr().out
+    assert "1 videos, 15 clips; 7 steps of 4 clips" in text
+    assert "memory on one device: about" in text
+    written = text.split("\n\n")[0]
+    (tmp_path / "again.yaml").write_text(written)
+    assert read_recipe(str(tmp_path / "again.yaml")) == read_recipe("smoke", ["--run.steps=7"])
+    with Image.open(tmp_path / "run.views.png") as picture:
+        assert np.asarray(picture).std() > 10
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path, batch):
+    recipe = read_recipe("smoke", [f"--run.batch_size={batch}", "--backbone.drop_path=0.0"])
+    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
+    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe, 32)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    method = build_method(recipe, config)
+    memory = expected_memory(recipe, clips, method, config, bf16=False)
+    held = {}
+
+    def count(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    views = {"global": torch.rand(batch, 3, 3, 64, 64), "local": torch.rand(batch, 4, 3, 32, 32)}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        losses = method(views, 0.5)
+    weights = sum(parameter.numel() * 4 for parameter in method.student.parameters())
+    assert losses.total.isfinite()
+    assert memory["activations"] == pytest.approx(sum(held.values()) - weights, rel=0.1)
+    assert memory["weights, gradients, AdamW"] == pytest.approx(4 * weights, rel=0.1)

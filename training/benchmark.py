@@ -1,0 +1,107 @@
+"""`python -m training.benchmark --data VIDEO… --recipe NAME`: how fast this machine extracts, loads and trains.
+
+Prints frames/s extracted, clips/s loaded (with the recipe's workers and nothing else to do), and of real training steps
+clips/s, the share of time spent waiting for data, and peak memory. The first steps are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from training import distributed
+from training.clips import ClipIndex
+from training.dataset import load_batches
+from training.extract import extract_all
+from training.frame_store import FrameStore, keep_all_in_memory, open_stores
+from training.pretrain import build_method
+from training.recipe import Recipe, parse_settings
+from training.trainer import Trainer
+from video_distilled_encoder.errors import command
+from video_distilled_encoder.model_config import ModelConfig
+
+_WARM_UP = 3
+
+
+@command
+def main() -> None:
+    """Run the command."""
+    prog = "python -m training.benchmark"
+    usage = f"{prog} --data VIDEO… [--recipe NAME] [--steps N] [--SECTION.SETTING VALUE …]"
+    settings, recipe = parse_settings(sys.argv[1:], _add_arguments, prog=prog, usage=usage, description=__doc__)
+    figures = measure(settings.data, recipe, settings.steps)
+    print(json.dumps(figures, indent=2))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--steps", type=int, default=10, help="training steps measured")
+
+
+def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, object]:
+    """Return the figures as a dictionary."""
+    recipe = replace(recipe, run=replace(recipe.run, steps=steps + _WARM_UP, log_every=1, checkpoint_every=10**9))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract))
+        extracted = sum(map(len, stores)) / (time.perf_counter() - start)
+        loaded = _clips_loaded(recipe, stores, steps)
+        trained = _train(recipe, stores, Path(folder))
+    return {
+        "recipe": {"method": recipe.method, "batch_size": recipe.run.batch_size, "workers": recipe.run.workers},
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads",
+        "frames_extracted_per_second": round(extracted, 1),
+        "clips_loaded_per_second": round(loaded, 1),
+        **trained,
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+
+
+def _clips_loaded(recipe: Recipe, stores: Sequence[FrameStore], steps: int) -> float:
+    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+    if recipe.clips.in_memory:
+        keep_all_in_memory(stores)
+    world = distributed.start(recipe.run.device)
+    batches = load_batches(index, recipe, start=0, steps=steps + _WARM_UP, world=world)
+    for _ in islice(batches, _WARM_UP):
+        pass
+    start = time.perf_counter()
+    count = sum(recipe.run.batch_size for _ in batches)
+    return count / (time.perf_counter() - start)
+
+
+def _train(recipe: Recipe, stores: Sequence[FrameStore], out: Path) -> dict[str, object]:
+    world = distributed.start(recipe.run.device)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    torch.manual_seed(recipe.run.seed)
+    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+    trainer = Trainer(recipe, build_method(recipe, config), index, config, out, world)
+    trainer.run()
+    rows = [json.loads(line) for line in trainer.log.path.read_text(encoding="utf-8").splitlines()][_WARM_UP:]
+    seconds, waited = (sum(row[name] for row in rows) for name in ("seconds", "data_wait"))
+    if world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "steps_per_second": round(len(rows) / seconds, 3),
+        "clips_per_second": round(len(rows) * recipe.run.batch_size / seconds, 2),
+        "data_wait_share": round(waited / seconds, 3),
+        "peak_memory_gib": round(peak / 2**30, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

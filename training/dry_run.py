@@ -1,0 +1,98 @@
+"""What a run would be, without running it: settings, steps, memory, and a sheet of real views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training import photometric
+from training.clips import ClipIndex
+from training.dataset import ClipViews
+from training.methods.base import Method
+from training.recipe import Recipe
+from training.sheet import draw_sheet
+from video_distilled_encoder.model_config import ModelConfig
+
+_CHUNK_TOKENS = 2048
+_LOGIT_COPIES = 4
+
+
+def report(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig, picture: Path, bf16: bool) -> str:
+    """Draw a sheet of views and describe the run in words.
+
+    Args:
+        recipe: all settings.
+        index: the clips.
+        method: student and teacher, on the CPU.
+        config: mean and standard deviation of the pixels.
+        picture: where the sheet goes.
+        bf16: whether the run would compute in bf16.
+    """
+    steps = recipe.run.total_steps(len(index))
+    clips = ClipViews(index, recipe, steps * recipe.run.batch_size)
+    draw_sheet(clips, range(min(8, len(index))), picture)
+    memory = expected_memory(recipe, clips, method, config, bf16)
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
+    return (
+        f"{recipe.to_yaml()}\n"
+        f"{len(index.stores)} videos, {len(index)} clips; {steps} steps of {recipe.run.batch_size} clips\n"
+        f"memory on one device: about {sum(memory.values()) / 2**30:.1f} GiB ({parts})\n"
+        f"views: {picture}"
+    )
+
+
+def expected_memory(
+    recipe: Recipe, clips: ClipViews, method: Method, config: ModelConfig, bf16: bool
+) -> dict[str, float]:
+    """Return the bytes that training needs if one process takes the whole batch.
+
+    Activations are measured, not guessed: one real clip goes through the method on the CPU, and what autograd keeps of
+    it is counted and multiplied. What only exists for a moment is estimated.
+    """
+    student = sum(parameter.numel() for parameter in method.student.parameters())
+    teacher = sum(parameter.numel() for parameter in method.teacher.parameters())
+    last = clips.length - 1  # the end of a run has the largest views
+    one, two = (_kept_by_autograd(method, _batch(clips, [last] * count, config), bf16) for count in (1, 2))
+    part = recipe.run.batch_size / recipe.run.accumulate
+    pixels = sum(view.numel() for view in clips[last]["views"].values())
+    return {
+        "weights, gradients, AdamW": student * 16.0 + (2 * one - two),
+        "teacher": teacher * 4.0,
+        "activations": part * (two - one),
+        "views": part * pixels * 4.0,
+        "logits": 4.0 * _CHUNK_TOKENS * recipe.objective.head.prototypes * _LOGIT_COPIES,
+    }
+
+
+def _batch(clips: ClipViews, positions: list[int], config: ModelConfig) -> dict[str, Tensor]:
+    """Return a batch as a method takes it."""
+    samples = [clips[position] for position in positions]
+    batch = {}
+    for group in samples[0]["views"]:
+        views, parameters = (torch.stack([s[kind][group] for s in samples]) for kind in ("views", "photometric"))
+        batch[group] = photometric.apply(views, parameters, config.mean, config.std)
+    for group in samples[0]["masks"]:
+        batch[f"{group}_mask"] = torch.stack([sample["masks"][group] for sample in samples])
+    return batch
+
+
+def _kept_by_autograd(method: Method, views: dict[str, Tensor], bf16: bool) -> float:
+    """Return the bytes that a forward pass keeps for the backward pass, weights left out."""
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        losses = method.train()(views, 0.5)  # alive until counted, so that no storage is counted for another
+        assert losses.total.requires_grad
+    return float(sum(kept.values()))
