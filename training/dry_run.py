@@ -10,12 +10,12 @@ from torch import Tensor
 from training import photometric
 from training.clips import ClipIndex
 from training.dataset import ClipViews
+from training.loss import chunk_of
 from training.methods.base import Method
 from training.recipe import Recipe
 from training.sheet import draw_sheet
 from video_distilled_encoder.model_config import ModelConfig
 
-_CHUNK_TOKENS = 2048
 _LOGIT_COPIES = 4
 
 
@@ -56,13 +56,14 @@ def expected_memory(
     last = clips.length - 1  # the end of a run has the largest views
     one, two = (_kept_by_autograd(method, _batch(clips, [last] * count, config), bf16) for count in (1, 2))
     part = recipe.run.batch_size / recipe.run.accumulate
+    prototypes = recipe.objective.head.prototypes
     pixels = sum(view.numel() for view in clips[last]["views"].values())
     return {
         "weights, gradients, AdamW": student * 16.0 + (2 * one - two),
         "teacher": teacher * 4.0,
         "activations": part * (two - one),
         "views": part * pixels * 4.0,
-        "logits": 4.0 * _CHUNK_TOKENS * recipe.objective.head.prototypes * _LOGIT_COPIES,
+        "logits": 4.0 * chunk_of(prototypes) * prototypes * _LOGIT_COPIES,
     }
 
 

@@ -37,7 +37,7 @@ def distill(
     student_temperature: float,
     teacher_temperature: float,
     weights: Tensor | None = None,
-    chunk: int = 2048,
+    chunk: int | None = None,
 ) -> Distillation:
     """Compute CE(softmax(z_T / tau_T - bias), softmax(z_S / tau_S)), the P-CE and CE of equations 1 and 2.
 
@@ -50,12 +50,21 @@ def distill(
         student_temperature: tau_S.
         teacher_temperature: tau_T.
         weights: (M,) weight of each token, summing to 1; 1/M each if not given.
-        chunk: tokens whose logits exist at one time.
+        chunk: tokens whose logits exist at one time; as many as have 2^26 logits if not given.
     """
     dtype = torch.get_autocast_dtype(student.device.type) if torch.is_autocast_enabled(student.device.type) else None
     arguments = (student, student_prototypes, teacher.detach(), teacher_prototypes.detach())
     cast = [tensor.to(dtype) if dtype else tensor for tensor in arguments]
-    return Distillation(*_Distill.apply(*cast, bias.detach(), weights, student_temperature, teacher_temperature, chunk))
+    return Distillation(
+        *_Distill.apply(
+            *cast, bias.detach(), weights, student_temperature, teacher_temperature, chunk or chunk_of(len(bias))
+        )
+    )
+
+
+def chunk_of(prototypes: int) -> int:
+    """Return how many tokens are worked on at one time: 2^26 logits, 256 MiB in float32."""
+    return max(2**26 // prototypes, 1)
 
 
 class _Distill(torch.autograd.Function):
@@ -81,7 +90,8 @@ class _Distill(torch.autograd.Function):
             grad_prototypes = torch.zeros_like(student_prototypes, dtype=wide)
             if weights is None:
                 weights = torch.full((len(student),), 1 / len(student), dtype=wide, device=student.device)
-            for rows in _chunks(len(student), chunk):
+            for start in range(0, len(student), chunk):
+                rows = slice(start, start + chunk)
                 # each is (m, D)
                 target = (teacher[rows] @ teacher_prototypes.T).to(wide).div_(teacher_temperature).sub_(bias)
                 target = torch.softmax(target, dim=-1)
@@ -89,7 +99,8 @@ class _Distill(torch.autograd.Function):
                 log_predicted = torch.log_softmax(predicted, dim=-1)
                 del predicted
                 weight = weights[rows, None].to(wide)
-                loss -= torch.dot((target * weight).view(-1), log_predicted.view(-1))
+                # torch.sum adds in pairs; a dot product over so many numbers loses three digits
+                loss -= ((target * log_predicted).sum(-1, keepdim=True) * weight).sum()
                 entropy += torch.special.entr(target).sum()
                 mean_target += target.sum(0)
                 gradient = log_predicted.exp_().sub_(target).mul_(weight / student_temperature).to(student.dtype)
@@ -108,7 +119,3 @@ class _Distill(torch.autograd.Function):
             grad_prototypes * grad_loss.to(grad_prototypes.dtype),
             *[None] * 7,
         )
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

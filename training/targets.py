@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training import distributed
+from training.loss import chunk_of
 from video_distilled_encoder.errors import InputError
 
 TargetKind = Literal["centering", "sinkhorn_knopp"]
@@ -64,7 +65,7 @@ class Balance(nn.Module):
 
 
 def sinkhorn_bias(
-    teacher: Tensor, prototypes: Tensor, temperature: float, *, iterations: int = 3, chunk: int = 2048
+    teacher: Tensor, prototypes: Tensor, temperature: float, *, iterations: int = 3, chunk: int | None = None
 ) -> Tensor:
     """Return the (D,) bias b for which softmax(z / tau - b) is the result of Sinkhorn-Knopp on exp(z / tau).
 
@@ -77,13 +78,13 @@ def sinkhorn_bias(
         prototypes: (D, E).
         temperature: tau.
         iterations: rounds.
-        chunk: tokens whose logits exist at one time.
+        chunk: tokens whose logits exist at one time; as many as have 2^26 logits if not given.
     """
     wide = torch.promote_types(teacher.dtype, torch.float32)
     bias: Tensor | None = None
     for _ in range(iterations):
         total = torch.full((len(prototypes),), -torch.inf, dtype=wide, device=teacher.device)
-        for rows in teacher.split(chunk):
+        for rows in teacher.split(chunk or chunk_of(len(prototypes))):
             scores = (rows @ prototypes.T).to(wide) / temperature
             if bias is not None:
                 scores = scores - torch.logsumexp(scores - bias, dim=1, keepdim=True)

@@ -53,6 +53,17 @@ def test_weights_replace_the_mean(tensors):
     assert got.loss.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_many_prototypes_cost_no_precision():
+    generator = torch.Generator().manual_seed(0)
+    tokens, prototypes = 160, 65536
+    student, teacher = (torch.randn(tokens, E, generator=generator) for _ in range(2))
+    weights = torch.nn.functional.normalize(torch.randn(prototypes, E, generator=generator), dim=-1)
+    tensors = (student, weights, teacher, weights, torch.zeros(prototypes))
+    got = distill(*tensors, student_temperature=TAU_S, teacher_temperature=TAU_T).loss
+    expected, _ = textbook(*(tensor.double() for tensor in tensors))
+    assert got.item() == pytest.approx(expected.item(), rel=2e-6)
+
+
 def test_gradcheck(tensors):
     student, prototypes, *fixed = tensors
     inputs = (student.requires_grad_(), prototypes.requires_grad_())
