@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 _SIDE = 32
-_MIN_CHANGE = 15.0
+_MIN_CHANGE = 25.0
 _RATIO = 3.0
 _WINDOW = 4
 
