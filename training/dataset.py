@@ -68,10 +68,8 @@ class ClipViews(Dataset[Sample]):
         }
 
 
-def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, world: World) -> Iterator[Sample]:
-    """Yield this process's share of the batches of steps `start` to `steps` - 1.
-
-    A step's batch is `run.batch_size` consecutive positions; process r of n takes the r-th of n equal parts of it.
+def share_of_batch(recipe: Recipe, world: World) -> int:
+    """Return how many clips of a step each process takes.
 
     Raises:
         InputError: the batch cannot be shared equally.
@@ -82,7 +80,18 @@ def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, wo
             f"run.batch_size {size} cannot be shared equally by {world.size} processes with run.accumulate "
             f"{recipe.run.accumulate}; make it a multiple of {parts}"
         )
-    share = size // world.size
+    return size // world.size
+
+
+def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, world: World) -> Iterator[Sample]:
+    """Yield this process's share of the batches of steps `start` to `steps` - 1.
+
+    A step's batch is `run.batch_size` consecutive positions; process r of n takes the r-th of n equal parts of it.
+
+    Raises:
+        InputError: the batch cannot be shared equally.
+    """
+    size, share = recipe.run.batch_size, share_of_batch(recipe, world)
     firsts = range(start * size + world.rank * share, steps * size, size)
     workers = recipe.run.workers
     if workers is None:

@@ -8,6 +8,7 @@ that the number of processes changes the speed and nothing else.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +40,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files and talks to the user."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Tell the user something on stderr, once and not once per process."""
+        if self.is_main:
+            print(text, file=sys.stderr)
 
 
 def start(device: str) -> World:

@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ import yaml
 from training import checkpoint, distributed
 from training.clips import ClipIndex
 from training.curves import plot_curves
-from training.dataset import ClipViews
+from training.dataset import ClipViews, share_of_batch
 from training.distributed import World
 from training.dry_run import report
 from training.extract import default_root, extract_all
@@ -113,6 +112,7 @@ def train(
     out: Path, recipe: Recipe, world: World, stores: Sequence[FrameStore], resume: bool, max_seconds: float | None
 ) -> Path:
     """Train on frame stores and write the run directory."""
+    share_of_batch(recipe, world)  # what cannot work is refused before anything is written
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     if recipe.clips.in_memory:
         keep_all_in_memory(stores)
@@ -122,23 +122,18 @@ def train(
     if recipe.run.init_from:
         start_from(recipe.run.init_from, method)
     if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        start_directory(out, recipe, index)
     distributed.wait_for_all()
     trainer = Trainer(recipe, method, index, config, out, world)
-    if world.is_main:
-        clips = ClipViews(index, recipe, trainer.steps * recipe.run.batch_size)
-        draw_sheet(clips, range(min(8, len(index))), out / "views.png")
     if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
         trainer.resume(saved)
     hours = sum(store.times[-1] for store in stores if len(store)) / 3600
-    say = partial(print, file=sys.stderr) if world.is_main else _say_nothing
-    say(
+    world.say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {trainer.steps} steps of {recipe.run.batch_size} "
         f"clips on {world.size} x {world.device.type}"
     )
     if recipe.run.device == "auto" and world.device.type == "cpu":
-        say("no GPU found: training on the CPU, for which --recipe cpu is made")
+        world.say("no GPU found: training on the CPU, for which --recipe cpu is made")
     try:
         finished = trainer.run(max_seconds)
     finally:
@@ -149,12 +144,16 @@ def train(
         encoder.save_pretrained(out / "encoder")
         print(out / "encoder")
     if not finished:
-        say(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
+        world.say(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
     return out / "encoder"
 
 
-def _say_nothing(_: str) -> None:
-    """Stand in for `print` in all processes but the main one."""
+def start_directory(out: Path, recipe: Recipe, index: ClipIndex) -> None:
+    """Make the run directory, with the recipe and a sheet of the first clips' views."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    clips = ClipViews(index, recipe, recipe.run.total_steps(len(index)) * recipe.run.batch_size)
+    draw_sheet(clips, range(min(8, len(index))), out / "views.png")
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:

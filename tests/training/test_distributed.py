@@ -45,6 +45,7 @@ def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, 
     result = launch(2, clip, tmp_path / "frames", tmp_path / "run", "--run.batch_size=5")
     assert result.returncode != 0
     assert "run.batch_size 5 cannot be shared equally by 2 processes" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_recipes_share_the_batch():
