@@ -19,6 +19,7 @@ from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.files import atomic_path, sha256
 from video_distilled_encoder.hub import find_model
+from video_distilled_encoder.preprocessing import bundled_photographs
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 FORMATS = {"onnx": onnx}
@@ -79,7 +80,7 @@ def export(
     network = Network(encoder, size, PRECISIONS[precision])
     with atomic_path(out) as temporary:
         FORMATS[format].write(network, temporary)
-        images = parity.bundled_photographs()
+        images = bundled_photographs()
         figures = parity.check(encoder, size, FORMATS[format].load(temporary), images)
         facts = {
             "format": format,

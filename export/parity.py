@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import video_distilled_encoder
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.preprocessing import open_image
 
-PHOTOGRAPHS = Path(video_distilled_encoder.__file__).parent / "photographs"
 MIN_COSINE = 0.9999
 
 
@@ -85,8 +83,3 @@ def _worse(one: Parity | None, other: Parity) -> Parity:
         min(one.mean_cosine, other.mean_cosine),
         max(one.max_abs, other.max_abs),
     )
-
-
-def bundled_photographs() -> list[Path]:
-    """Return the photographs that come with the package."""
-    return sorted(PHOTOGRAPHS.glob("*.jpg"))

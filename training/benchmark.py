@@ -22,8 +22,10 @@ import torch
 from training import distributed
 from training.clips import ClipIndex
 from training.dataset import load_batches
+from training.distributed import World
 from training.extract import extract_all
-from training.frame_store import FrameStore, keep_all_in_memory, open_stores
+from training.frame_store import keep_all_in_memory, open_stores
+from training.log import read_log
 from training.pretrain import build_method
 from training.recipe import Recipe, parse_settings
 from training.trainer import Trainer
@@ -55,8 +57,12 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
         start = time.perf_counter()
         stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract))
         extracted = sum(map(len, stores)) / (time.perf_counter() - start)
-        loaded = _clips_loaded(recipe, stores, steps)
-        trained = _train(recipe, stores, Path(folder))
+        index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+        if recipe.clips.in_memory:
+            keep_all_in_memory(stores)
+        world = distributed.start(recipe.run.device)
+        loaded = _clips_loaded(recipe, index, world)
+        trained = _train(recipe, index, world, Path(folder))
     return {
         "recipe": {"method": recipe.method, "batch_size": recipe.run.batch_size, "workers": recipe.run.workers},
         "device": torch.cuda.get_device_name()
@@ -69,12 +75,8 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
     }
 
 
-def _clips_loaded(recipe: Recipe, stores: Sequence[FrameStore], steps: int) -> float:
-    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
-    if recipe.clips.in_memory:
-        keep_all_in_memory(stores)
-    world = distributed.start(recipe.run.device)
-    batches = load_batches(index, recipe, start=0, steps=steps + _WARM_UP, world=world)
+def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
+    batches = load_batches(index, recipe, start=0, steps=recipe.run.total_steps(len(index)), world=world)
     for _ in islice(batches, _WARM_UP):
         pass
     start = time.perf_counter()
@@ -82,14 +84,12 @@ def _clips_loaded(recipe: Recipe, stores: Sequence[FrameStore], steps: int) -> f
     return count / (time.perf_counter() - start)
 
 
-def _train(recipe: Recipe, stores: Sequence[FrameStore], out: Path) -> dict[str, object]:
-    world = distributed.start(recipe.run.device)
+def _train(recipe: Recipe, index: ClipIndex, world: World, out: Path) -> dict[str, object]:
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
-    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     trainer = Trainer(recipe, build_method(recipe, config), index, config, out, world)
     trainer.run()
-    rows = [json.loads(line) for line in trainer.log.path.read_text(encoding="utf-8").splitlines()][_WARM_UP:]
+    rows = read_log(trainer.log.path)[_WARM_UP:]
     seconds, waited = (sum(row[name] for row in rows) for name in ("seconds", "data_wait"))
     if world.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from training.log import read_log
 from video_distilled_encoder.errors import MissingExtra
 from video_distilled_encoder.files import atomic_path
 
@@ -27,7 +27,7 @@ def plot_curves(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = read_log(log)
     steps = [row["step"] for row in rows]
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
     for axis, (title, names) in zip(axes.flat, _PANELS.items(), strict=True):

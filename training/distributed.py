@@ -56,8 +56,7 @@ def start(device: str) -> World:
     Raises:
         InputError: CUDA is asked for and not there, or there are fewer GPUs than processes.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     rank, size, local = (int(os.environ.get(*entry)) for entry in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     place = torch.device("cpu")
     if device == "cuda":
@@ -73,6 +72,13 @@ def start(device: str) -> World:
         # The first process may extract hours of video while the others wait.
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=24))
     return World(rank, size, local, place)
+
+
+def choose_device(device: str) -> str:
+    """Return "cuda" or "cpu"; of "auto", CUDA if it is there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def stop() -> None:

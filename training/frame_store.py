@@ -122,8 +122,7 @@ class FrameStore:
         # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
         self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
         self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)
-        self._file: io.BufferedReader | None = None
-
+        self._file: io.FileIO | None = None
         self._pixels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -137,8 +136,7 @@ class FrameStore:
         if self._pixels is not None:
             return Image.fromarray(self._pixels[index].numpy())
         if self._file is None:
-            self._file = self.path.open("rb", buffering=0)  # type: ignore[assignment]
-        assert self._file is not None
+            self._file = io.FileIO(self.path)
         data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
         return Image.open(io.BytesIO(data)).convert("RGB")
 

@@ -95,6 +95,11 @@ class Log:
                 )
 
 
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's `log.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -95,7 +95,7 @@ def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None
     paths = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)
     index = ClipIndex(open_stores(paths), recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
-    bf16 = recipe.run.precision == "bf16" or (recipe.run.precision == "auto" and torch.cuda.is_available())
+    bf16 = recipe.run.uses_bf16(distributed.choose_device(recipe.run.device))
     return report(recipe, index, build_method(recipe, config), config, out.with_name(f"{out.name}.views.png"), bf16)
 
 

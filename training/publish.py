@@ -21,10 +21,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-import video_distilled_encoder
+from training.log import read_log
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, MissingExtra, command
 from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.preprocessing import bundled_photographs
 
 MIN_COSINE = 0.9999
 _PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w.-]+)\}\}")
@@ -116,7 +117,7 @@ def read_result(path: Path, weights_sha256: str) -> dict[str, Any]:
 def run_facts(run: Path) -> dict[str, Any]:
     """Return what a card says of a run: the recipe's settings, and steps, clips and hours spent."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_log(run / "log.jsonl")
     return {
         "steps": len(rows),
         "clips": len(rows) * recipe["run"]["batch_size"],
@@ -140,8 +141,7 @@ def check(encoder: Encoder, release: Path) -> float:
         import transformers
     except ImportError as error:
         raise MissingExtra("transformers", "transformers") from error
-    photographs = sorted((Path(video_distilled_encoder.__file__).parent / "photographs").glob("*.jpg"))
-    pixels = encoder.preprocess(photographs)
+    pixels = encoder.preprocess(bundled_photographs())
     loaded = Encoder.from_pretrained(release)
     in_timm: Any = timm.create_model(f"local-dir:{release}", pretrained=True).eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -106,6 +106,10 @@ class RunConfig:
         if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
             raise InputError("run.epochs must be positive and run.steps at least 1")
 
+    def uses_bf16(self, device: str) -> bool:
+        """Tell whether matrix products are bf16 on a device of type "cuda" or "cpu"."""
+        return self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
+
     def total_steps(self, clips: int) -> int:
         """Return the length of a run over so many clips."""
         return self.steps or max(1, round(self.epochs * clips / self.batch_size))

@@ -65,8 +65,7 @@ class Trainer:
         if recipe.optimizer.learning_rate_batch == "frames":
             batch *= recipe.clips.frames
         self.peak_learning_rate = recipe.optimizer.learning_rate * batch / 256
-        precision = recipe.run.precision
-        self.bf16 = precision == "bf16" or (precision == "auto" and world.device.type == "cuda")
+        self.bf16 = recipe.run.uses_bf16(world.device.type)
         if recipe.run.compile:
             method.student.backbone.compile()
             method.teacher.backbone.compile()

@@ -135,6 +135,11 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path} {reason}") from error
 
 
+def bundled_photographs() -> list[Path]:
+    """Return the real photographs that come with the package, on which features are compared."""
+    return sorted((Path(__file__).parent / "photographs").glob("*.jpg"))
+
+
 def _to_rgb(image: Image.Image, what: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{what} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")

@@ -12,6 +12,7 @@ from export import onnx as onnx_format  # noqa: E402
 from export.network import Network  # noqa: E402
 from video_distilled_encoder import Encoder, InputError  # noqa: E402
 from video_distilled_encoder.files import sha256  # noqa: E402
+from video_distilled_encoder.preprocessing import bundled_photographs  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_not_a_number_never_passes(tiny):
         return {name: value.detach() for name, value in out.items()}
 
     with pytest.raises(InputError, match="patches nan"):
-        parity.check(tiny, (64, 64), run, parity.bundled_photographs())
+        parity.check(tiny, (64, 64), run, bundled_photographs())
 
 
 def test_compare_against_numpy():

@@ -155,10 +155,8 @@ class Method(BaseMethod):
         if mask is not None:
             count = round(self.objective.patch_share * mask.shape[-1])
             # topk of a mask finds its places without asking the device how many there are
-            chosen = (
-                mask.float().topk(count, dim=-1, sorted=False).indices[..., None].expand(-1, -1, -1, patches.shape[-1])
-            )
-            predicted, patches = predicted.gather(2, chosen), patches.gather(2, chosen)
+            chosen = mask.float().topk(count, dim=-1, sorted=False).indices[..., None]
+            predicted, patches = (torch.take_along_dim(tokens, chosen, dim=2) for tokens in (predicted, patches))
         return self.distill("patch", predicted, patches, progress, metrics)
 
     def predict_patches(self, now: Tensor) -> Tensor:
