@@ -51,9 +51,8 @@ class ClipViews(Dataset[Sample]):
         recipe = replace(self.recipe, views=self.recipe.views.at(position / self.length))
         rng = np.random.default_rng([recipe.run.seed, 1, position])
         store, numbers = self.index[position]
-        frames = [store.read(int(number)) for number in numbers]
-        views = self.plan_views(rng, frames[0].size, recipe)
-        pixels = cut_all(frames, views, recipe.views)
+        views = self.plan_views(rng, store.size, recipe)
+        pixels = cut_all(lambda frame, box: store.read(int(numbers[frame]), box), views, recipe.views)
         groups = {group: [view for view in views if view.group == group] for group in pixels}
         parameters = {group: draw_parameters(rng, found, recipe.photometric) for group, found in groups.items()}
         masks = {
@@ -62,7 +61,7 @@ class ClipViews(Dataset[Sample]):
             if found[0].mask is not None
         }
         return {
-            "views": {group: torch.from_numpy(array) for group, array in pixels.items()},
+            "views": pixels,
             "photometric": {group: torch.from_numpy(array) for group, array in parameters.items()},
             "masks": {group: torch.from_numpy(array) for group, array in masks.items()},
         }

@@ -1,12 +1,13 @@
 """Frame stores: the frames of one video as JPEGs in one uncompressed ZIP file, with their time stamps.
 
 ZIP, because every language and file manager opens it, its central directory gives random access to each frame, and
-the standard library writes it. A store is named by the SHA-256 of the video's content, so that a video is extracted
-once however often it is copied or renamed, and it appears under its name only when it is complete.
+the standard library writes it. JPEG, because a region of it can be decoded alone (`training.jpeg`). A store is named by
+the SHA-256 of the video's content, so that a video is extracted once however often it is copied or renamed, and it
+appears under its name only when it is complete.
 
     000000.jpg, 000001.jpg, …   the frames, in order
-    video.json                  {"source", "sha256", "times": seconds of each frame, "cuts": frames that begin a new
-                                shot, "settings"}
+    video.json                  {"source", "sha256", "size": [width, height], "times": seconds of each frame,
+                                "cuts": frames that begin a new shot, "settings"}
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from training import jpeg
+from training.box import Box
 from training.cuts import find_cuts, thumbnail
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path, sha256
@@ -78,25 +81,24 @@ def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
     before: np.ndarray | None = None
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for frame in read_frames(video, min_interval=1 / config.fps if config.fps else 0.0):
-            archive.writestr(f"{len(times):06d}.jpg", _to_jpeg(frame, config))
+            image = _scale_down(frame, config)
+            archive.writestr(f"{len(times):06d}.jpg", jpeg.encode(image, config.quality))
             times.append(frame.time)
             small = thumbnail(frame.image)
             changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
             before = small
         cuts = find_cuts(np.array(changes))
-        meta = {"source": video.name, "sha256": digest, "times": times, "cuts": cuts, "settings": asdict(config)}
-        archive.writestr(_META, json.dumps(meta))
+        meta = {"source": video.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
+        archive.writestr(_META, json.dumps({**meta, "settings": asdict(config)}))
     return path
 
 
-def _to_jpeg(frame: VideoFrame, config: ExtractConfig) -> bytes:
+def _scale_down(frame: VideoFrame, config: ExtractConfig) -> Image.Image:
     image = Image.fromarray(frame.image)
-    if config.short_side and min(image.size) > config.short_side:
-        scale = config.short_side / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=config.quality)
-    return buffer.getvalue()
+    if not config.short_side or min(image.size) <= config.short_side:
+        return image
+    scale = config.short_side / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 class FrameStore:
@@ -112,12 +114,14 @@ class FrameStore:
             with zipfile.ZipFile(path) as archive:
                 meta = json.loads(archive.read(_META))
                 frames = [info for info in archive.infolist() if info.filename != _META]
+            self.source: str = meta["source"]
+            self.times = np.asarray(meta["times"], dtype=np.float64)
+            self.size: tuple[int, int] = tuple(meta["size"])
+            cuts = meta["cuts"]
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
-        self.source: str = meta["source"]
-        self.times = np.asarray(meta["times"], dtype=np.float64)
         self.shots = np.zeros(len(self.times), dtype=np.int64)
-        self.shots[meta["cuts"]] = 1
+        self.shots[cuts] = 1
         self.shots = np.cumsum(self.shots)
         # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
         self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
@@ -131,23 +135,23 @@ class FrameStore:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 
-    def read(self, index: int) -> Image.Image:
-        """Return frame `index` as an RGB image."""
+    def read(self, index: int, box: Box | None = None) -> np.ndarray:
+        """Return frame `index`, or a region of it, as (H, W, 3) uint8 RGB."""
         if self._pixels is not None:
-            return Image.fromarray(self._pixels[index].numpy())
+            frame = self._pixels[index].numpy()
+            return frame if box is None else frame[box.top : box.top + box.height, box.left : box.left + box.width]
         if self._file is None:
             self._file = io.FileIO(self.path)
         data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return jpeg.decode(data, box)
 
     def bytes_in_memory(self) -> int:
         """Return how much memory `keep_in_memory` takes."""
-        width, height = self.read(0).size if len(self) else (0, 0)
-        return len(self) * width * height * 3
+        return len(self) * self.size[0] * self.size[1] * 3
 
     def keep_in_memory(self) -> None:
         """Decode all frames now, into memory that worker processes share."""
-        frames = torch.from_numpy(np.stack([np.asarray(self.read(index)) for index in range(len(self))]))
+        frames = torch.from_numpy(np.stack([self.read(index) for index in range(len(self))]))
         self._pixels = frames.share_memory_()
 
 

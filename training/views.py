@@ -7,26 +7,20 @@ RandomResizedCrop draws them: area and aspect ratio at random, whole pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from training.box import Box, around
 from video_distilled_encoder.errors import InputError
 
 PATCH = 16
 """Side of a patch in pixels."""
-
-
-class Box(NamedTuple):
-    """A region of a frame in whole pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 class View(NamedTuple):
@@ -136,21 +130,29 @@ def pre_crop(rng: np.random.Generator, size: tuple[int, int], config: ViewsConfi
     return frame, random_box(rng, frame, config.pre_crop_area, config.pre_crop_ratio)
 
 
-def cut(frame: Image.Image, view: View, size: int) -> np.ndarray:
-    """Return the view as (3, size, size) uint8: cropped, resized (bicubic, antialiased), mirrored if asked."""
-    left, top, width, height = view.box
-    crop = frame.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(crop)
-    if view.flip:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+def cut(pixels: Tensor, box: Box, size: int, flip: bool) -> Tensor:
+    """Return a box of (H, W, 3) uint8 pixels as (3, size, size): resized (bicubic, antialiased), mirrored if asked."""
+    crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width].permute(2, 0, 1)
+    resized = F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True)[0]
+    return resized.flip(2) if flip else resized
 
 
-def cut_all(frames: Sequence[Image.Image], views: Sequence[View], config: ViewsConfig) -> dict[str, np.ndarray]:
-    """Return the views of each group, in order, as (n, 3, size, size) uint8."""
+def cut_all(read: Callable[[int, Box], np.ndarray], views: Sequence[View], config: ViewsConfig) -> dict[str, Tensor]:
+    """Cut views from the frames of a clip, of each of which only the region that they cover is read.
+
+    Args:
+        read: returns a region of a frame of the clip as (H, W, 3) uint8.
+        views: what to cut.
+        config: sizes.
+
+    Returns:
+        The views of each group, in order, as (n, 3, size, size) uint8.
+    """
     sizes = {"global": config.global_size, "local": config.local_size}
-    groups = dict.fromkeys(view.group for view in views)
-    return {
-        group: np.stack([cut(frames[view.frame], view, sizes[group]) for view in views if view.group == group])
-        for group in groups
-    }
+    regions = {n: around(view.box for view in views if view.frame == n) for n in {view.frame for view in views}}
+    frames = {number: torch.from_numpy(read(number, region)) for number, region in regions.items()}
+    cuts: dict[str, list[Tensor]] = {}
+    for view in views:
+        box = view.box.within(regions[view.frame])
+        cuts.setdefault(view.group, []).append(cut(frames[view.frame], box, sizes[view.group], view.flip))
+    return {group: torch.stack(found) for group, found in cuts.items()}

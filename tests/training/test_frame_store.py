@@ -18,7 +18,7 @@ def test_frames_and_times_survive(clip, tmp_path):
     assert len(store) == 60
     assert np.allclose(store.times, [frame.time for frame in frames])
     for number in (0, 17, 59):
-        read = np.asarray(store.read(number)).astype(int)
+        read = store.read(number).astype(int)
         assert np.abs(read - frames[number].image).mean() < 3
     with zipfile.ZipFile(store.path) as archive:
         assert archive.testzip() is None
@@ -28,7 +28,8 @@ def test_frames_and_times_survive(clip, tmp_path):
 def test_rate_and_size(clip, tmp_path):
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=90)))
     assert len(store) == 25
-    assert store.read(0).size == (160, 90)
+    assert store.size == (160, 90)
+    assert store.read(0).shape == (90, 160, 3)
     assert store.path.parent.name == "10fps-90px-q90"
 
 
@@ -77,7 +78,7 @@ def test_frames_in_memory_are_the_same_and_survive_a_worker(clip, tmp_path):
     path.unlink()
     again = pickle.loads(ForkingPickler.dumps(memory))
     for number in range(13):
-        assert np.array_equal(np.asarray(memory.read(number)), np.asarray(again.read(number)))
+        assert np.array_equal(memory.read(number), again.read(number))
     with pytest.raises(FileNotFoundError):
         disk.read(0)
 

@@ -5,8 +5,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from training import photometric
+from training.box import Box
 from training.photometric import PhotometricConfig, draw_parameters
-from training.views import Box, View
+from training.views import View
 
 
 @pytest.fixture
