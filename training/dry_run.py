@@ -73,7 +73,7 @@ def _batch(clips: ClipViews, positions: list[int], config: ModelConfig) -> dict[
     batch = {}
     for group in samples[0]["views"]:
         views, parameters = (torch.stack([s[kind][group] for s in samples]) for kind in ("views", "photometric"))
-        batch[group] = photometric.apply(views, parameters, config.mean, config.std)
+        batch[group] = photometric.apply(views, parameters, torch.tensor(config.mean), torch.tensor(config.std))
     for group in samples[0]["masks"]:
         batch[f"{group}_mask"] = torch.stack([sample["masks"][group] for sample in samples])
     return batch

@@ -8,9 +8,8 @@ blur, solarisation, normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -87,51 +86,43 @@ def draw_parameters(rng: np.random.Generator, views: Sequence[View], config: Pho
     return rows
 
 
-def apply(
-    views: Tensor,
-    parameters: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | Literal["cpu"] = "cpu",
-) -> Tensor:
-    """Augment and normalise a batch of views.
+def apply(views: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Augment and normalise a batch of views on the device where `mean` and `std` are, without waiting for it.
 
     Args:
         views: (..., 3, H, W) uint8 RGB.
-        parameters: (..., 11) as `draw_parameters` returns them, on the CPU: which views an operation touches is then
-            known without waiting for the device.
-        mean: of the RGB channels, for the normalisation.
-        std: likewise.
-        device: where to compute.
+        parameters: (..., 11) as `draw_parameters` returns them, on the CPU: which views an operation touches is known
+            there.
+        mean: (3,) of the RGB channels, for the normalisation.
+        std: (3,) likewise.
 
     Returns:
-        (..., 3, H, W) float32 on the device.
+        (..., 3, H, W) float32.
     """
-    rows = parameters.flatten(0, -2)
+    device = mean.device
+    plan = _plan(parameters.flatten(0, -2))
+    indices = torch.cat([chosen for _, chosen in plan])
+    if device.type == "cuda":
+        indices = indices.pin_memory()
+    indices = indices.to(device, non_blocking=True)
+    rows = parameters.to(device, non_blocking=True).flatten(0, -2)
     x = views.to(device, non_blocking=True).flatten(0, -4).float() / 255
-    operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    order, factors = rows[:, _ORDER], rows[:, _FACTORS]
+    for (operation, _), index in zip(plan, indices.split([len(chosen) for _, chosen in plan]), strict=True):
+        if len(index):
+            x.index_copy_(0, index, operation(x.index_select(0, index), rows.index_select(0, index)))
+    return x.sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1)).unflatten(0, views.shape[:-3])
+
+
+def _plan(rows: Tensor) -> list[tuple[Operation, Tensor]]:
+    """Return the operations in order, each with the numbers of the views that it changes."""
+    plan: list[tuple[Operation, Tensor]] = []
     for step in range(4):
-        for number, operation in enumerate(operations):
-            identity = 0 if operation is adjust_hue else 1
-            chosen = ((order[:, step] == number) & (factors[:, number] != identity)).nonzero()[:, 0]
-            x = _on_subset(x, chosen, lambda v, f=factors[chosen, number], op=operation: op(v, f.to(device)))
-    x = _on_subset(x, rows[:, _GREYSCALE].nonzero()[:, 0], greyscale)
-    blurred = rows[:, _SIGMA].nonzero()[:, 0]
-    x = _on_subset(x, blurred, lambda v: gaussian_blur(v, rows[blurred, _SIGMA].to(device)))
-    x = _on_subset(x, rows[:, _SOLARIZE].nonzero()[:, 0], solarize)
-    mean_C11, std_C11 = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    return ((x - mean_C11) / std_C11).unflatten(0, views.shape[:-3])
-
-
-def _on_subset(x: Tensor, chosen: Tensor, operation) -> Tensor:  # type: ignore[no-untyped-def]
-    """Replace the images numbered `chosen` (on the CPU) by `operation` of them."""
-    if len(chosen) == 0:
-        return x
-    if len(chosen) == len(x):
-        return operation(x)
-    index = chosen.to(x.device, non_blocking=True)
-    return x.index_copy(0, index, operation(x.index_select(0, index)))
+        for number, (identity, operation) in enumerate(_JITTER):
+            chosen = (rows[:, _ORDER][:, step] == number) & (rows[:, _FACTORS][:, number] != identity)
+            plan.append((operation, chosen.nonzero()[:, 0]))
+    for column, operation in ((_GREYSCALE, _to_grey), (_SIGMA, _blur), (_SOLARIZE, _invert)):
+        plan.append((operation, rows[:, column].nonzero()[:, 0]))
+    return plan
 
 
 # In the functions below x is (n, 3, H, W) in [0, 1] and a factor is (n,).
@@ -166,7 +157,7 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     )
     hue = ((hue / 6 + shift.view(-1, 1, 1)) % 1.0) * 6
     # Channel c of HSV (h, s, v) is v - v s max(0, min(k, 4 - k, 1)) with k = (offset_c + h) mod 6.
-    offsets = x.new_tensor([5, 3, 1]).view(1, 3, 1, 1)
+    offsets = (5 - 2 * torch.arange(3, device=x.device)).view(1, 3, 1, 1)
     k = (offsets + hue[:, None]) % 6
     weight = torch.minimum(k, 4 - k).clamp(0, 1)
     return (high[:, None] - spread[:, None] * weight).clamp(0, 1)
@@ -174,8 +165,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
 
 def greyscale(x: Tensor) -> Tensor:
     """ITU-R 601 luma in all three channels."""
-    luma = (x * x.new_tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
-    return luma.expand_as(x)
+    red, green, blue = x.split(1, dim=1)
+    return (red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]).expand_as(x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, radius: int = 6) -> Tensor:
@@ -198,3 +189,27 @@ def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     weight = factor.view(-1, 1, 1, 1)
     return (weight * x + (1 - weight) * other).clamp(0, 1)
+
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""From (n, 3, H, W) pixels and their (n, 11) parameters to new pixels."""
+
+_JITTER: list[tuple[float, Operation]] = [
+    (1.0, lambda x, row: adjust_brightness(x, row[:, 4])),
+    (1.0, lambda x, row: adjust_contrast(x, row[:, 5])),
+    (1.0, lambda x, row: adjust_saturation(x, row[:, 6])),
+    (0.0, lambda x, row: adjust_hue(x, row[:, 7])),
+]
+"""The four colour operations, each with the factor that changes nothing."""
+
+
+def _to_grey(x: Tensor, row: Tensor) -> Tensor:
+    return greyscale(x)
+
+
+def _blur(x: Tensor, row: Tensor) -> Tensor:
+    return gaussian_blur(x, row[:, _SIGMA])
+
+
+def _invert(x: Tensor, row: Tensor) -> Tensor:
+    return solarize(x)

@@ -26,12 +26,13 @@ from training.distributed import World
 from training.dry_run import report
 from training.extract import default_root, extract_all
 from training.frame_store import FrameStore, keep_all_in_memory, open_stores
+from training.initial_weights import start_from
 from training.methods import load_method
 from training.methods.base import Method
 from training.recipe import Recipe, parse_settings, read_recipe
 from training.sheet import draw_sheet
 from training.trainer import Trainer
-from video_distilled_encoder import Encoder, model_directory
+from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.model_config import ModelConfig
 
@@ -216,22 +217,6 @@ def build_method(recipe: Recipe, config: ModelConfig) -> Method:
     return load_method(recipe.method).Method(recipe, student, teacher)
 
 
-def start_from(name: str, method: Method) -> None:
-    """Take the weights of an encoder, or of a run with its heads and centres, in place of random ones.
-
-    Raises:
-        InputError: there are no such weights, or they are of another architecture.
-    """
-    run = Path(name)
-    saved = checkpoint.load_newest(run / "checkpoints")
-    if saved is not None and saved.model.keys() == method.state_dict().keys():
-        model_directory.load_strictly(method, saved.model, run / "checkpoints")
-    else:
-        encoder = Encoder.from_pretrained(run / "encoder" if saved is not None else name)
-        model_directory.load_strictly(method.student.backbone, encoder.backbone.state_dict(), name)
-        method.start_teacher()
-
-
 def run_card(recipe: Recipe, steps: int, videos: int, hours: float) -> str:
     """Return a model card that states how the encoder was trained."""
     return f"""---
@@ -246,7 +231,7 @@ The teacher's backbone ({recipe.backbone.architecture}) of a run of `python -m t
 {recipe.clips.stride:g} s apart) from {videos} videos, {hours:.2f} hours in all. It has not been evaluated.
 
 ```python
-from video_distilled_encoder import Encoder, model_directory
+from video_distilled_encoder import Encoder
 encoder = Encoder.from_pretrained("DIRECTORY_OR_HUB_NAME")
 out = encoder.encode("photograph.jpg")   # out.cls, out.patches, out.grid
 ```

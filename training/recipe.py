@@ -72,7 +72,8 @@ class RunConfig:
     epochs: float = 100.0
     """Passes over all start frames of the videos."""
     init_from: str | None = None
-    """Weights to start from: a release, a model directory, a Hub name, or a run, whose heads are taken too."""
+    """Weights to start from: a run, whose heads are taken too; a model directory, a release or a Hub name
+    (`timm/vit_small_patch16_224.dino` is one); or a .safetensors file with timm's names."""
     steps: int | None = None
     """Length of the run in steps, in place of `epochs`."""
     batch_size: int = 256

@@ -31,7 +31,7 @@ def _row(clips: ClipViews, position: int) -> np.ndarray:
     tiles = []
     for group, views in sample["views"].items():
         # mean 0 and deviation 1 leave the pixels in [0, 1]
-        pixels = photometric.apply(views, sample["photometric"][group], (0, 0, 0), (1, 1, 1))
+        pixels = photometric.apply(views, sample["photometric"][group], torch.zeros(3), torch.ones(3))
         tiles += [_tile(view, height) for view in pixels]
     return np.concatenate(tiles, axis=1)
 

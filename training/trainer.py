@@ -51,7 +51,8 @@ class Trainer:
         self.recipe = recipe
         self.method = method.to(world.device).train()
         self.index = index
-        self.model_config = model_config
+        self.mean = torch.tensor(model_config.mean, device=world.device)
+        self.std = torch.tensor(model_config.std, device=world.device)
         self.world = world
         self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
         self.checkpoints = out / "checkpoints"
@@ -163,12 +164,13 @@ class Trainer:
 
     def augment(self, sample: Sample) -> dict[str, Tensor]:
         """Turn uint8 views into what a method takes: per group (B, n, 3, H, W) augmented, normalised pixels; masks."""
-        mean, std, device = self.model_config.mean, self.model_config.std, self.world.device
         pixels = {
-            group: photometric.apply(views, sample["photometric"][group], mean, std, device)
+            group: photometric.apply(views, sample["photometric"][group], self.mean, self.std)
             for group, views in sample["views"].items()
         }
-        masks = {f"{group}_mask": mask.to(device, non_blocking=True) for group, mask in sample["masks"].items()}
+        masks = {
+            f"{group}_mask": mask.to(self.world.device, non_blocking=True) for group, mask in sample["masks"].items()
+        }
         return pixels | masks
 
     def save(self) -> None:

@@ -66,7 +66,7 @@ def read(directory: Path) -> tuple[VisionTransformer, ModelConfig]:
         state = load_file(directory / WEIGHTS)
     except SafetensorError as error:
         raise InputError(f"{directory / WEIGHTS} is damaged ({error}); download or save it again") from error
-    load_strictly(backbone, state, directory / WEIGHTS)
+    load_strictly(backbone, without_classifier(state), directory / WEIGHTS)
     return backbone.eval(), config
 
 
@@ -132,6 +132,11 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: Path | 
         if state[name].shape != tensor.shape:
             raise InputError(f"{where}: {name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
     module.load_state_dict(state, strict=True, assign=True)
+
+
+def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors but those of the classifier that many of timm's ViTs carry."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

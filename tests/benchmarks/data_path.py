@@ -73,7 +73,7 @@ class OursWithColours:
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         sample = self.clips[position]
         return {
-            group: photometric.apply(views[None], sample["photometric"][group][None], *IMAGENET)
+            group: photometric.apply(views[None], sample["photometric"][group][None], *map(torch.tensor, IMAGENET))
             for group, views in sample["views"].items()
         }
 

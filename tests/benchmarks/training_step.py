@@ -4,8 +4,8 @@
     python tests/benchmarks/training_step.py --recipe dino-frames --batch 8 --against lightly-train
 
 A step is: forward passes of student and teacher, loss, backward pass, clipping, AdamW, the teacher's moving average.
-All get the same views, already augmented, and a ViT-S/16 without drop path. Each is run in a process of its own, so that
-the peak of memory is its own. lightly-train must be installed for the second.
+All get the same views, already augmented, and a ViT-S/16 without drop path. Each is run in a process of
+its own, for its own peak of memory. lightly-train must be installed for the second.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,29 +22,75 @@ def losses(run):
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def launch(processes, clip, frames, out, *extra, **environment):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.pretrain"]
-    command += ["--data", str(clip), "--frames", str(frames), "--out", str(out), *SETTINGS, *extra]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=500)
+LAUNCHERS = {
+    "none": [],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(launcher, clip, frames, out, *extra):
+    options = ["--data", str(clip), "--frames", str(frames), "--out", str(out), *SETTINGS, *extra]
+    return [sys.executable, *LAUNCHERS[launcher], "-m", "training.pretrain", *options]
+
+
+def launch(*arguments):
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=500, check=False
+    )
 
 
 @pytest.mark.parametrize("targets", ["centering", "sinkhorn_knopp"])
 def test_two_gloo_processes_equal_one(clip, photograph, tmp_path, targets):
     option = f"--objective.targets={targets}"
-    for processes in (1, 2):
-        result = launch(processes, clip, tmp_path / "frames", tmp_path / f"run{processes}", option)
+    launchers = ("none", "torchrun")
+    for launcher in launchers:
+        result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, option)
         assert result.returncode == 0, result.stderr
-    one, two = (torch.tensor(losses(tmp_path / f"run{n}")) for n in (1, 2))
+    one, two = (torch.tensor(losses(tmp_path / launcher)) for launcher in launchers)
     assert len(one) == 20
     assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
-    features = [Encoder.from_pretrained(tmp_path / f"run{n}" / "encoder").encode(photograph).patches for n in (1, 2)]
+    features = [Encoder.from_pretrained(tmp_path / name / "encoder").encode(photograph).patches for name in launchers]
     assert torch.allclose(*features, atol=1e-3)
 
 
+def test_accelerate_launches_the_same_command(clip, tmp_path):
+    pytest.importorskip("accelerate")
+    result = launch("accelerate", clip, tmp_path / "frames", tmp_path / "run", "--run.steps=2")
+    assert result.returncode == 0, result.stderr
+    assert "clips on 2 x cpu" in result.stderr
+
+
+def test_a_process_that_dies_ends_the_others_with_its_reason(clip, tmp_path):
+    log = tmp_path / "run" / "log.jsonl"
+    arguments = command("torchrun", clip, tmp_path / "frames", tmp_path / "run", "--run.steps=5000")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as job:
+        try:
+            deadline = time.monotonic() + 120
+            while not (log.exists() and log.read_text().count("\n") > 2):
+                assert job.poll() is None, job.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            os.kill(process_of_rank(1, job.pid), signal.SIGKILL)
+            _, message = job.communicate(timeout=120)
+        finally:
+            job.kill()
+    assert job.returncode != 0
+    assert "local_rank: 1" in message
+    assert "SIGKILL" in message
+
+
+def process_of_rank(rank, launcher):
+    """Return the child of a launcher that has this rank."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no process of rank {rank}")
+
+
 def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, tmp_path):
-    result = launch(2, clip, tmp_path / "frames", tmp_path / "run", "--run.batch_size=5")
+    result = launch("torchrun", clip, tmp_path / "frames", tmp_path / "run", "--run.batch_size=5")
     assert result.returncode != 0
     assert "run.batch_size 5 cannot be shared equally by 2 processes" in result.stderr
     assert not (tmp_path / "run").exists()

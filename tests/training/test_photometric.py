@@ -52,7 +52,7 @@ def test_apply_runs_the_drawn_operations_in_the_drawn_order(images):
     parameters = torch.from_numpy(draw_parameters(np.random.default_rng(3), views, config))
     pixels = (images.repeat(8, 1, 1, 1) * 255).to(torch.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-    result = photometric.apply(pixels, parameters, mean, std)
+    result = photometric.apply(pixels, parameters, torch.tensor(mean), torch.tensor(std))
     operations = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     for image, row, got in zip(pixels, parameters.tolist(), result, strict=True):
         x = image.float() / 255
@@ -96,7 +96,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     pixels = torch.randint(0, 256, (6, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
     views = [View("local", 0, Box(0, 0, 8, 8), False, "local")] * 12
     parameters = torch.from_numpy(draw_parameters(np.random.default_rng(0), views, PhotometricConfig())).view(6, 2, -1)
-    mean = std = (0.5, 0.5, 0.5)
+    mean = std = torch.tensor([0.5, 0.5, 0.5])
     together = photometric.apply(pixels, parameters, mean, std)
     alone = torch.cat([photometric.apply(pixels[i : i + 1], parameters[i : i + 1], mean, std) for i in range(6)])
     assert together.shape == (6, 2, 3, 32, 32)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from training import checkpoint
-from training.pretrain import main, pretrain
+from training.initial_weights import start_from
+from training.pretrain import build_method, main, pretrain
 from training.recipe import read_recipe, recipe_names
-from video_distilled_encoder import Encoder, InputError
+from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 
 def losses(run):
@@ -193,3 +195,41 @@ def test_weights_of_another_architecture_are_refused(encoder, clip, frames, tmp_
     with pytest.raises(InputError, match=r"small: cls_token is \(1, 1, 384\), expected \(1, 1, 192\)"):
         pretrain([clip], tmp_path / "run", recipe, frames=frames)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def timm_in_cache(tmp_path, monkeypatch):
+    """timm/vit_tiny_patch16_224.some_weights, as timm itself saves it, in a Hub cache that stands in for the Hub."""
+    torch.manual_seed(3)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+    snapshot = tmp_path / "hub" / "models--timm--vit_tiny_patch16_224.some_weights" / "snapshots" / ("c" * 40)
+    timm.models.save_for_hf(model, snapshot, safe_serialization=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return model, snapshot / "model.safetensors"
+
+
+def test_a_run_starts_from_a_timm_vit_by_name_or_file(timm_in_cache, recwarn):
+    model, weights = timm_in_cache
+    recipe = read_recipe("smoke", ["--backbone.architecture=vit_tiny_patch16_224"])
+    for name in ("timm/vit_tiny_patch16_224.some_weights", str(weights)):
+        method = build_method(recipe, ModelConfig(architecture="vit_tiny_patch16_224"))
+        start_from(name, method)
+        for tower in (method.student, method.teacher):
+            assert torch.equal(tower.backbone.blocks[7].mlp.fc1.weight, model.blocks[7].mlp.fc1.weight)
+
+
+def test_half_precision_weights_are_trained_in_single_precision(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    recipe = read_recipe("smoke", ["--backbone.architecture=vit_tiny_patch16_224"])
+    method = build_method(recipe, ModelConfig(architecture="vit_tiny_patch16_224"))
+    start_from(str(tmp_path / "half"), method)
+    assert {parameter.dtype for parameter in method.parameters()} == {torch.float32}
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(InputError, match=r"weights\.pth is not a \.safetensors file"):
+        start_from(str(tmp_path / "weights.pth"), None)

@@ -3,9 +3,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from training import distributed
+from training.clips import ClipIndex
+from training.dataset import load_batches
+from training.frame_store import extract_video, open_stores
+from training.pretrain import build_method
+from training.recipe import read_recipe
 from training.schedules import cosine, linear_warmup, warmup_cosine
-from training.trainer import clip_each
+from training.trainer import Trainer, clip_each
+from video_distilled_encoder import ModelConfig
 
 
 def test_cosine_follows_dinos_scheduler():
@@ -38,3 +46,47 @@ def test_each_tensor_is_clipped_by_its_own_norm():
     assert parameters[0].grad.norm().item() == pytest.approx(3.0, rel=1e-5)
     assert math.isclose(parameters[1].grad.norm().item(), 1.0)
     assert parameters[2].grad is None
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result the CPU must wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def trainer_and_sample(clip, folder, device):
+    recipe = read_recipe("smoke", [f"--run.device={device}", "--objective.patch_share=0.5"])
+    index = ClipIndex(open_stores([extract_video(clip, folder, recipe.extract)]), recipe.clips, 0)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    world = distributed.start(device)
+    trainer = Trainer(recipe, build_method(recipe, config), index, config, folder, world)
+    return trainer, next(load_batches(index, recipe, start=0, steps=2, world=world))
+
+
+def test_a_step_does_not_wait_for_its_results(clip, tmp_path):
+    trainer, sample = trainer_and_sample(clip, tmp_path, "cpu")
+    views = trainer.augment(sample)
+    trainer.augment = lambda sample: views  # it plans on the CPU, by numbers that are there
+    trainer.set_schedules()
+    with Waits() as waits:
+        trainer.optimize(sample, 0.99)
+    assert waits.seen == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_does_not_wait_for_the_gpu(clip, tmp_path):
+    trainer, sample = trainer_and_sample(clip, tmp_path, "cuda")
+    trainer.set_schedules()
+    trainer.optimize(sample, 0.99)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.optimize(sample, 0.99)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
