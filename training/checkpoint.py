@@ -34,10 +34,12 @@ class Checkpoint:
 
 
 def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint into `root`, then delete all but the newest `keep`."""
+    """Write a checkpoint into `root`, then delete all but the newest `keep`.
+
+    Raises:
+        InputError: it cannot be written; the earlier ones are as they were.
+    """
     path = root / f"step-{checkpoint.step:08d}"
-    if path.exists():
-        shutil.rmtree(path)
     with atomic_directory(path) as staging:
         sums = {}
         for name in _TENSORS:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -20,7 +23,7 @@ class MissingExtra(InputError):
 
 
 def command(main: Callable[[], None]) -> Callable[[], NoReturn]:
-    """Turn `main` into a command: an `InputError` becomes one line on stderr and exit status 1."""
+    """Turn `main` into a command: an `InputError`, or a full disk, becomes one line on stderr and exit status 1."""
 
     @functools.wraps(main)
     def run() -> NoReturn:
@@ -28,6 +31,10 @@ def command(main: Callable[[], None]) -> Callable[[], NoReturn]:
             main()
         except InputError as error:
             sys.exit(f"error: {error}")
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            sys.exit(f"error: cannot write {error.filename or 'a file'}: {error.strerror}; make room and run it again")
         except KeyboardInterrupt:
             sys.exit(130)
         sys.exit(0)

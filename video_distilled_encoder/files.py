@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from video_distilled_encoder.errors import InputError
+
 
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
@@ -22,13 +26,19 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` with the same suffix; it takes the final name only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path` with the same suffix; it takes the final name only if the block succeeds.
+
+    Raises:
+        InputError: the place cannot be written, or the disk is full.
+    """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _give_ordinary_rights(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,9 +49,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     A directory that does not exist yet appears whole, by one rename; into one that exists the files are moved one by
     one, in alphabetical order, each replaced whole.
+
+    Raises:
+        InputError: the place cannot be written, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     try:
         yield staging
         for entry in (staging, *staging.iterdir()):
@@ -51,8 +67,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             return
         for file in sorted(staging.iterdir()):
             os.replace(file, path / file.name)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"cannot write {path}: {reason}; make room there, or choose another place")
 
 
 def _give_ordinary_rights(path: Path) -> None:

@@ -100,17 +100,14 @@ def write(
         files[CONFIG] |= config.transformers_json(backbone, dtype, TRANSFORMERS_WEIGHTS)
         files[PREPROCESSOR] = config.preprocessor_json(backbone)
         weights[TRANSFORMERS_WEIGHTS] = to_transformers(state)
-    try:
-        with atomic_directory(directory) as staging:
-            for name, content in files.items():
-                (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            for name, tensors in weights.items():
-                save_file(tensors, staging / name, metadata={"format": "pt"})
-            sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir())]
-            (staging / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
-            (staging / CARD).write_text(card, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write the model directory {directory}: {error}") from error
+    with atomic_directory(directory) as staging:
+        for name, content in files.items():
+            (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, tensors in weights.items():
+            save_file(tensors, staging / name, metadata={"format": "pt"})
+        sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir())]
+        (staging / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
+        (staging / CARD).write_text(card, encoding="utf-8")
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: Path | str) -> None:

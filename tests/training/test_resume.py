@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,11 +18,18 @@ from video_distilled_encoder import Encoder
 ROOT = Path(__file__).parents[2]
 
 
-def start(clip, frames, out, *extra):
+def start(clip, frames, out, *extra, largest_file=None):
+    """Start a run; a limit of the size of files, in bytes, stands in for a full disk."""
     command = [sys.executable, "-m", "training.pretrain", "--data", str(clip), "--frames", str(frames)]
     command += ["--out", str(out), "--recipe", "smoke", "--run.steps=24", "--backbone.drop_path=0.2", *extra]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def limit():
+        if largest_file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=limit)
 
 
 def losses(run):
@@ -80,3 +88,21 @@ def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_later(clip, whole, tmp
     resumed = start(clip, whole / "frames", tmp_path / "run", "--resume")
     assert resumed.wait(300) == 0
     assert_equal(tmp_path / "run", whole)
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(clip, whole, tmp_path):
+    process = start(clip, whole / "frames", tmp_path / "run", "--run.checkpoint_every=4")
+    wait_for_step(tmp_path / "run", 6)
+    process.kill()
+    process.wait()
+    before = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    full = start(clip, whole / "frames", tmp_path / "run", "--resume", largest_file=1_000_000)
+    assert full.wait(300) == 1
+    message = full.stderr.read()
+    assert "cannot write" in message
+    assert "Traceback" not in message
+    assert checkpoint.load_newest(tmp_path / "run" / "checkpoints").step == before.step
+    extracted = start(clip, tmp_path / "frames", tmp_path / "other", largest_file=100_000)
+    assert extracted.wait(300) == 1
+    assert "cannot write" in extracted.stderr.read().splitlines()[-1]
+    assert not [path for path in (tmp_path / "frames").rglob("*") if path.is_file()]

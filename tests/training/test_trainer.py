@@ -61,8 +61,8 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def trainer_and_sample(clip, folder, device):
-    recipe = read_recipe("smoke", [f"--run.device={device}", "--objective.patch_share=0.5"])
+def trainer_and_sample(clip, folder, device, *settings):
+    recipe = read_recipe("smoke", [f"--run.device={device}", "--objective.patch_share=0.5", *settings])
     index = ClipIndex(open_stores([extract_video(clip, folder, recipe.extract)]), recipe.clips, 0)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
@@ -90,3 +90,27 @@ def test_a_step_does_not_wait_for_the_gpu(clip, tmp_path):
         trainer.optimize(sample, 0.99)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_backbones_learn_the_same(clip, tmp_path, monkeypatch):
+    calls = []
+
+    def compile_eagerly(function):
+        compiled = torch_compile(function, backend="eager")
+
+        def call(*arguments):
+            calls.append(arguments[0].shape)
+            return compiled(*arguments)
+
+        return call
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    values = []
+    for option in ("false", "true"):
+        torch.manual_seed(0)
+        trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", f"--run.compile={option}")
+        trainer.set_schedules()
+        values.append(trainer.optimize(sample, 0.99)["loss"].item())
+        assert len(calls) == (3 if option == "true" else 0)  # teacher, now, local
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
