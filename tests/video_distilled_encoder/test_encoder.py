@@ -114,7 +114,7 @@ def test_forward_is_differentiable_and_takes_any_multiple_of_16(tiny):
 def test_features_can_train_a_head(tiny, photograph):
     head = torch.nn.Linear(192, 2)
     head(tiny.encode(photograph).cls).sum().backward()
-    assert neck.weight.grad is not None
+    assert head.weight.grad is not None
 
 
 @pytest.mark.parametrize(("n", "norm"), [(4, True), ([2, 5, 8, 11], False), (1, True)])
@@ -250,7 +250,7 @@ def test_a_truncated_file_without_checksums_is_refused(tiny_directory, tmp_path)
     ("change", "message"),
     [
         (lambda s: s.pop("norm.bias"), "lacks norm.bias"),
-        (lambda s: s.update({"neck.weight": torch.zeros(3)}), "unexpected head.weight"),
+        (lambda s: s.update({"neck.weight": torch.zeros(3)}), "unexpected neck.weight"),
         (lambda s: s.update({"norm.bias": torch.zeros(3)}), r"norm.bias is \(3,\), expected \(192,\)"),
     ],
 )
