@@ -17,11 +17,16 @@ from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.video import find_videos
 
 
-def default_root() -> Path:
-    """Return the folder of frame stores: $VDE_CACHE/frames, or video_distilled_encoder/frames in the user's cache."""
+def cache_root() -> Path:
+    """Return where everything is kept that can be made again: $VDE_CACHE, or the user's cache."""
     cache = os.environ.get("VDE_CACHE")
     base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "video_distilled_encoder"
-    return base.expanduser() / "frames"
+    return base.expanduser()
+
+
+def default_root() -> Path:
+    """Return the folder of frame stores."""
+    return cache_root() / "frames"
 
 
 def extract_all(

@@ -1,71 +1,248 @@
-"""What is evaluated: an encoder, or one of the two rows that must stand beside every figure, random and pixels."""
+"""What is evaluated: an encoder of any origin, or a row that must stand beside every figure: random, pixels, constant.
+
+nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name of this package's or timm's format
+timm:vit_small_patch16_224.dino        any timm model, with its published weights
+transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
+random                                 ViT-S/16 with random weights (of --seed)
+pixels                                 no network: the normalised pixels of each 16x16 patch
+constant                               the same features everywhere: what a measure gives to saying nothing
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import inspect
+import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+from timm.data import resolve_data_config
+from torch import Tensor, nn
 
-from video_distilled_encoder import Encoder, ModelConfig, model_directory
+from video_distilled_encoder import Encoder, EncoderOutput, ModelConfig, model_directory
+from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.hub import find_model
-from video_distilled_encoder.preprocessing import preprocess
-
-PATCH = 16
-
-
-class DenseModel(Protocol):
-    """A source of dense features."""
-
-    description: dict[str, object]
-    """What identifies it in a result."""
-
-    def grid(self, images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-        """Return (B, C, h, w) features of images stretched to `size` (height, width) in pixels."""
+from video_distilled_encoder.model_directory import CONFIG
+from video_distilled_encoder.preprocessing import Images, preprocess
 
 
-class EncoderModel:
-    """The last block's patch tokens of an encoder."""
+class Model(ABC):
+    """A source of features.
 
-    def __init__(self, encoder: Encoder, description: dict[str, object]) -> None:
-        self.encoder = encoder
+    Args:
+        description: what identifies it in a result and in the cache: name, and hash or seed.
+        patch_size: side of a patch in pixels.
+        config: how images become its input.
+        device: where it computes.
+    """
+
+    def __init__(self, description: dict[str, object], patch_size: int, config: ModelConfig, device: str) -> None:
         self.description = description
+        self.patch_size = patch_size
+        self.config = config
+        self.device = torch.device(device)
 
-    def grid(self, images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-        """Return (B, C, h, w) patch tokens after the final norm."""
-        return self.encoder.encode(list(images), size=size, crop_mode="squash").grid
+    def nearest_size(self, height: float, width: float) -> tuple[int, int]:
+        """Return the (height, width) in whole patches nearest to a size in pixels."""
+        side = self.patch_size
+        return max(round(height / side), 1) * side, max(round(width / side), 1) * side
 
+    @torch.no_grad()
+    def encode(
+        self, images: Images, size: int | tuple[int, int], *, layers: int = 1, crop_mode: str = "squash"
+    ) -> EncoderOutput:
+        """Return the features of images.
 
-class Pixels:
-    """No network: the normalised pixels of each 16x16 patch, C = 768."""
+        Args:
+            images: as `Encoder.encode` takes them.
+            size: pixels of the network's input, (height, width), multiples of the patch size.
+            layers: number of last blocks whose tokens are concatenated along the channels, each after the final norm.
+            crop_mode: "squash", "center" or "whole", as in `Encoder.encode`.
 
-    def __init__(self) -> None:
-        self.description: dict[str, object] = {"name": "pixels"}
+        Returns:
+            cls (B, C), patches (B, N, C), grid (B, C, h, w), float32, on the model's device.
 
-    def grid(self, images: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-        """Return (B, 768, h, w) raw patches."""
+        Raises:
+            InputError: the model cannot give the features of several blocks.
+        """
         pixels = preprocess(
-            list(images), ModelConfig(), size=size, crop_mode="squash", multiple=PATCH, device=torch.device("cpu")
+            images, self.config, size=size, crop_mode=crop_mode, multiple=self.patch_size, device=self.device
         )
-        return F.pixel_unshuffle(pixels, PATCH)
+        cls, grid = self._features(pixels, layers)
+        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
+
+    @abstractmethod
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised pixels -> class feature (B, C) and grid (B, C, h, w)."""
 
 
-def load_model(name: str, *, device: str | None = None, seed: int = 0) -> DenseModel:
-    """Load what `--model` names: a model directory, a bundled release, a Hub name, "random" or "pixels".
+class EncoderModel(Model):
+    """An encoder of this package."""
+
+    def __init__(self, encoder: Encoder, description: dict[str, object], device: str = "cpu") -> None:
+        super().__init__(description, encoder.patch_size, encoder.config, device)
+        self.encoder = encoder.to(device).eval()
+
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        found = self.encoder.intermediate_layers(pixels.to(self.encoder.dtype), n=layers)
+        return torch.cat([layer.cls for layer in found], dim=1), torch.cat([layer.grid for layer in found], dim=1)
+
+
+class TimmModel(Model):
+    """A model of timm: its class token (or the mean of its grid) and its last feature map."""
+
+    def __init__(self, network: nn.Module, description: dict[str, object], device: str = "cpu") -> None:
+        data = resolve_data_config(model=network)
+        mode = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear") else "bicubic"
+        config = ModelConfig(mean=data["mean"], std=data["std"], interpolation=mode, crop_pct=data["crop_pct"])
+        info: Any = network.feature_info
+        reductions = info.reduction() if hasattr(info, "reduction") else [entry["reduction"] for entry in info]
+        super().__init__(description, reductions[-1], config, device)
+        self.network: Any = network.to(device).eval()
+
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        if not hasattr(self.network, "forward_intermediates"):
+            raise InputError(f"timm's {self.description['name']} gives no feature maps; choose another model")
+        options: dict[str, Any] = {"indices": layers, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        prefix = getattr(self.network, "num_prefix_tokens", 0)
+        if prefix:
+            found = self.network.forward_intermediates(pixels, return_prefix_tokens=True, **options)
+            cls = torch.cat([tokens[:, 0] for _, tokens in found], dim=1)
+            return cls, torch.cat([grid for grid, _ in found], dim=1)
+        found = self.network.forward_intermediates(pixels, **options)
+        if len({grid.shape[-2:] for grid in found}) > 1:
+            raise InputError(f"the blocks of {self.description['name']} have several resolutions; use one layer")
+        grid = torch.cat(found, dim=1)
+        return grid.mean((2, 3)), grid
+
+
+class TransformersModel(Model):
+    """A vision model of transformers whose output is a sequence of patch tokens, after a class token if it has one."""
+
+    def __init__(self, network: nn.Module, config: ModelConfig, description: dict[str, object], device: str) -> None:
+        settings: Any = network.config
+        if not isinstance(getattr(settings, "patch_size", None), int):
+            raise InputError(f"transformers' {description['name']} is not a vision transformer: it has no patch_size")
+        super().__init__(description, settings.patch_size, config, device)
+        self.network: Any = network.to(device).eval()
+        accepted = inspect.signature(self.network.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        output = self.network(pixels, output_hidden_states=layers > 1, **self.options)
+        found = [output.last_hidden_state]
+        if layers > 1:
+            norm = getattr(self.network, "layernorm", None) or getattr(self.network, "norm", None)
+            if norm is None:
+                raise InputError(f"transformers' {self.description['name']} has no final norm; use one layer")
+            found = [norm(state) for state in output.hidden_states[-layers:]]
+        tokens = torch.cat(found, dim=-1)
+        height, width = (side // self.patch_size for side in pixels.shape[-2:])
+        prefix = tokens.shape[1] - height * width
+        patches = tokens[:, prefix:]
+        return tokens[:, 0] if prefix else patches.mean(1), patches.mT.unflatten(2, (height, width))
+
+
+class Pixels(Model):
+    """No network: the normalised pixels of each 16x16 patch, C = 768; their mean over the image as class feature."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__({"name": "pixels"}, 16, ModelConfig(), device)
+
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        grid = F.pixel_unshuffle(pixels, self.patch_size)
+        return grid.mean((2, 3)), grid
+
+
+class Constant(Model):
+    """The same 8 numbers for every patch of every image."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__({"name": "constant"}, 16, ModelConfig(), device)
+
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        batch, _, height, width = pixels.shape
+        feature = torch.linspace(-1, 1, 8, device=pixels.device).expand(batch, 8)
+        return feature, feature[..., None, None].expand(-1, -1, height // 16, width // 16)
+
+
+def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
+    """Load what `--model` names, see above.
 
     Raises:
         InputError: there is no such model.
     """
-    if name == "pixels":
-        return Pixels()
+    device = device or "cpu"
+    if name in ("pixels", "constant"):
+        return {"pixels": Pixels, "constant": Constant}[name](device)
     if name == "random":
         torch.manual_seed(seed)
-        encoder = Encoder(ModelConfig().build_backbone()).to(device).eval()
-        return EncoderModel(encoder, {"name": "random", "seed": seed, "architecture": encoder.config.architecture})
+        encoder = Encoder(ModelConfig().build_backbone())
+        description = {"name": "random", "seed": seed, "architecture": encoder.config.architecture}
+        return EncoderModel(encoder, description, device)
+    source, _, rest = name.partition(":")
+    if source == "timm":
+        return load_timm(rest, device)
+    if source == "transformers":
+        return load_transformers(rest, device)
     directory = find_model(name)
-    encoder = Encoder.from_pretrained(directory, device=device)
-    return EncoderModel(encoder, {"name": Path(name).name, "weights_sha256": model_directory.weights_sha256(directory)})
+    if _is_transformers_only(directory):
+        return load_transformers(str(directory), device)
+    description = {"name": Path(name).name, "weights_sha256": model_directory.weights_sha256(directory)}
+    return EncoderModel(Encoder.from_pretrained(directory), description, device)
+
+
+def load_timm(name: str, device: str) -> TimmModel:
+    """Load a timm model with its published weights; vision transformers take any size."""
+    try:
+        if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+            raise InputError(f"timm has no model {name!r}; see timm.list_models()")
+        try:
+            network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # not a vision transformer
+            network = timm.create_model(name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"timm's {name} cannot be loaded: {error}") from error
+    return TimmModel(network, {"name": f"timm:{name}", "weights_sha256": hash_weights(network)}, device)
+
+
+def load_transformers(name: str, device: str) -> TransformersModel:
+    """Load a vision model of transformers, by Hub name or directory; nothing but safetensors is read."""
+    try:
+        from transformers import AutoImageProcessor, AutoModel
+    except ImportError as error:
+        raise MissingExtra("transformers", "transformers") from error
+    try:
+        network = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"transformers cannot load {name}: {str(error).splitlines()[0]}") from error
+    network = getattr(network, "vision_model", network)
+    config = ModelConfig(mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    description: dict[str, object] = {
+        "name": f"transformers:{Path(name).name}",
+        "weights_sha256": hash_weights(network),
+    }
+    return TransformersModel(network, config, description, device)
+
+
+def hash_weights(network: nn.Module) -> str:
+    """Return a SHA-256 of all names and tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_transformers_only(directory: Path) -> bool:
+    """Tell whether a directory's configuration is of transformers alone."""
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "model_type" in config and "architecture" not in config

@@ -9,11 +9,11 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
 
 from training import evaluate
-from training.evaluation import linear_segmentation as protocol
-from training.evaluation.models import Pixels, load_model
-from video_distilled_encoder import InputError
+from training.evaluation.protocols import linear_segmentation as protocol
+from training.evaluation.segmentation_data import LAYOUTS, VOID
 
-CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+CAMVID = Path(__file__).parents[4] / "shared" / "data" / "camvid"
+CLASSES = 11
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def colours(tmp_path):
         for number in range(count):
             labels = np.kron(rng.integers(0, 3, (4, 6)), np.ones((16, 16), int)).astype(np.uint8)
             image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
-            labels[:3] = protocol.VOID
+            labels[:3] = 11
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / split / f"{number}.png")
             Image.fromarray(labels).save(tmp_path / f"{split}annot" / f"{number}.png")
     return tmp_path
@@ -35,11 +35,11 @@ def colours(tmp_path):
 
 def test_the_score_equals_scikit_learns():
     rng = np.random.default_rng(0)
-    labels = rng.choice([0, 1, 2, 5, protocol.VOID], size=(40, 50))
+    labels = rng.choice([0, 1, 2, 5, VOID], size=(40, 50))
     prediction = rng.choice([0, 1, 2, 5], size=(40, 50))
-    got = protocol.confusion_matrix(torch.tensor(prediction), torch.tensor(labels, dtype=torch.uint8))
-    valid = labels != protocol.VOID
-    expected = sklearn_confusion(labels[valid], prediction[valid], labels=range(protocol.VOID))
+    got = protocol.confusion_matrix(torch.tensor(prediction), torch.tensor(labels, dtype=torch.uint8), CLASSES)
+    valid = labels != VOID
+    expected = sklearn_confusion(labels[valid], prediction[valid], labels=range(CLASSES))
     assert np.array_equal(got, expected)
     iou = protocol.intersection_over_union(got)
     assert np.isnan(iou[[3, 4, 6, 7, 8, 9, 10]]).all()
@@ -49,12 +49,13 @@ def test_the_score_equals_scikit_learns():
 
 def test_the_loss_equals_pixelwise_cross_entropy():
     torch.manual_seed(0)
-    labels = torch.randint(0, protocol.VOID + 1, (2, 32, 48)).to(torch.uint8)
-    logits = torch.randn(2, protocol.VOID, 2, 3)
-    shares = protocol.class_shares(labels, (2, 3))
+    labels = torch.randint(0, CLASSES + 1, (2, 32, 48))
+    labels[labels == CLASSES] = VOID
+    logits = torch.randn(2, CLASSES, 2, 3)
+    shares = torch.stack([protocol.class_shares(image.to(torch.uint8), (2, 3), CLASSES) for image in labels])
     ours = -(shares * logits.log_softmax(1).movedim(1, -1)).sum() / shares.sum()
     upsampled = torch.nn.functional.interpolate(logits, (32, 48), mode="nearest")
-    theirs = torch.nn.functional.cross_entropy(upsampled, labels.long(), ignore_index=protocol.VOID)
+    theirs = torch.nn.functional.cross_entropy(upsampled, labels, ignore_index=VOID)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
@@ -68,18 +69,9 @@ def test_the_standardisation_is_folded_in_rightly():
     assert torch.allclose(layer(tokens).double(), expected, atol=1e-3)
 
 
-def test_pixels_are_raw_patches(photograph):
-    image = Image.open(photograph).resize((64, 32))
-    grid = Pixels().grid([image], (32, 64))
-    assert grid.shape == (1, 768, 2, 4)
-    scaled = torch.tensor(np.array(image)).permute(2, 0, 1) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    scaled = scaled / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    assert torch.allclose(grid[0, :, 1, 2].view(3, 16, 16), scaled[:, 16:32, 32:48], atol=1e-5)
-
-
 def test_command_on_colours(run_command, colours, tmp_path, capsys):
     out = tmp_path / "result.json"
-    arguments = ["linear-segmentation", "--data", colours, "--steps", "150"]
+    arguments = ["linear-segmentation", "--data", colours, "--steps", "150", "--cache", tmp_path / "cache"]
     assert run_command(evaluate.main, *arguments, "--model", "pixels", "--out", out) is None
     result = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == result
@@ -89,24 +81,10 @@ def test_command_on_colours(run_command, colours, tmp_path, capsys):
     assert result["data"]["test"].endswith("5 images")
 
 
-def test_models_by_name(tiny_directory):
-    assert load_model("random", seed=3).description == {
-        "name": "random",
-        "seed": 3,
-        "architecture": "vit_small_patch16_224",
-    }
-    assert len(load_model(str(tiny_directory)).description["weights_sha256"]) == 64
-    image = Image.new("RGB", (40, 40))
-    one, two, other = (load_model("random", seed=seed).grid([image], (32, 32)) for seed in (3, 3, 4))
-    assert torch.equal(one, two)
-    assert not torch.equal(one, other)
-    with pytest.raises(InputError, match="neither a directory"):
-        load_model("nothing")
-
-
 def test_wrong_data_is_one_sentence(run_command, colours):
     def error(*extra):
-        return run_command(evaluate.main, "linear-segmentation", "--data", colours, "--model", "pixels", *extra)
+        arguments = ["--data", colours, "--model", "pixels", "--cache", colours / "cache", *extra]
+        return run_command(evaluate.main, "linear-segmentation", *arguments)
 
     assert "dev does not exist; expected dev/NAME.jpg and devannot/NAME.png" in error("--test-split", "dev")
     label = colours / "testannot" / "3.png"
@@ -119,8 +97,9 @@ def test_wrong_data_is_one_sentence(run_command, colours):
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not beside the checkout")
 def test_camvids_files_are_read():
-    pairs = protocol.find_pairs(CAMVID, "val")
+    layout = LAYOUTS["camvid"]
+    pairs = layout.find(CAMVID, "val")
     assert len(pairs) == 101
-    labels = np.stack([protocol.read_labels(label) for _, label in pairs[:20]])
+    labels = np.stack([layout.read(pair.label) for pair in pairs[:20]])
     assert labels.shape == (20, 360, 480)
-    assert set(np.unique(labels)) <= set(range(12))
+    assert set(np.unique(labels)) <= {*range(11), VOID}

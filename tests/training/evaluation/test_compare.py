@@ -1,0 +1,28 @@
+import json
+
+from training import evaluate
+
+
+def write(path, name, miou, **changes):
+    result = {"protocol": "p", "setting": {"size": 1}, "data": "d", "model": {"name": name}, "figures": {"miou": miou}}
+    result["figures"]["iou"] = {"road": 1.0}
+    path.write_text(json.dumps(result | changes))
+    return path
+
+
+def test_a_row_for_each_result(run_command, tmp_path, capsys):
+    files = [write(tmp_path / "a.json", "random", 17.31), write(tmp_path / "b.json", "longer-name", 7.5)]
+    assert run_command(evaluate.main, "compare", *files) is None
+    assert capsys.readouterr().out.splitlines() == [
+        "model         miou",
+        "random       17.31",
+        "longer-name   7.50",
+    ]
+
+
+def test_only_like_is_compared_with_like(run_command, tmp_path):
+    one = write(tmp_path / "a.json", "random", 1)
+    other = write(tmp_path / "b.json", "random", 1, setting={"size": 2})
+    assert "b.json has another setting than a.json" in run_command(evaluate.main, "compare", one, other)
+    (tmp_path / "c.json").write_text("[]")
+    assert "c.json is not a result" in run_command(evaluate.main, "compare", one, tmp_path / "c.json")

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.evaluation.features import extract
+from training.evaluation.models import Constant, Pixels
+from video_distilled_encoder import InputError
+
+
+class Counting(Pixels):
+    """Pixels that count how many images they were asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def encode(self, images, *args, **options):
+        self.count += len(images)
+        return super().encode(images, *args, **options)
+
+
+@pytest.fixture
+def files(photograph, tmp_path):
+    image = Image.open(photograph).convert("RGB")
+    paths = []
+    for number in range(10):
+        paths.append(tmp_path / f"{number}.png")
+        image.crop((number * 10, 0, number * 10 + 64, 48)).save(paths[-1])
+    return paths
+
+
+def test_features_are_extracted_once_by_content(files, tmp_path):
+    model = Counting()
+    first = extract(model, files, (48, 64), cache=tmp_path / "cache")
+    assert (first.cls.shape, first.grid.shape, first.grid.dtype) == ((10, 768), (10, 3, 4, 768), torch.float16)
+    direct = Pixels().encode([Image.open(file) for file in files], (48, 64))
+    assert torch.equal(first.grid, direct.grid.movedim(1, -1).half())
+    assert torch.equal(first.cls, direct.cls.half())
+    again = extract(model, files, (48, 64), cache=tmp_path / "cache")
+    assert model.count == 10
+    assert torch.equal(again.grid, first.grid)
+    files[3].write_bytes(files[4].read_bytes())
+    extract(model, files, (48, 64), cache=tmp_path / "cache")
+    assert model.count == 20
+
+
+def test_another_model_or_size_is_another_entry(files, tmp_path):
+    extract(Pixels(), files, (48, 64), cache=tmp_path / "cache")
+    assert extract(Constant(), files, (48, 64), cache=tmp_path / "cache").grid.shape[-1] == 8
+    assert extract(Pixels(), files, (32, 32), cache=tmp_path / "cache").grid.shape[1:3] == (2, 2)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_pixels_in_memory_are_keyed_by_content_too(files, tmp_path):
+    arrays = [np.array(Image.open(file)) for file in files]
+    model = Counting()
+    for _ in range(2):
+        extract(model, arrays, (48, 64), cache=tmp_path / "cache")
+    assert model.count == 10
+
+
+def test_nothing_is_left_of_an_extraction_that_failed(files, tmp_path):
+    files[5].write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"5\.png"):
+        extract(Pixels(), files, (48, 64), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(InputError, match="no images"):
+        extract(Pixels(), [], (48, 64), cache=tmp_path / "cache")

@@ -1,0 +1,111 @@
+"""Features of many images, extracted once: a cache on disk, by the content of the images and of the model.
+
+A cache entry is a folder `KEY/` with `cls.npy` (n, C) and `grid.npy` (n, h, w, C), both float16, which are mapped into
+memory and not read as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from tqdm import tqdm
+
+from training.evaluation.models import Model
+from training.extract import cache_root
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.preprocessing import open_image
+
+BATCH = 8
+
+Picture = Path | np.ndarray
+"""An image file, or (H, W, 3) uint8 RGB pixels."""
+
+
+class Features(NamedTuple):
+    """Features of n images of one size, mapped from disk."""
+
+    cls: Tensor
+    """(n, C) float16."""
+    grid: Tensor
+    """(n, h, w, C) float16."""
+
+
+def default_cache() -> Path:
+    """Return the folder of cached features."""
+    return cache_root() / "features"
+
+
+def extract(
+    model: Model,
+    images: Sequence[Picture],
+    size: tuple[int, int],
+    *,
+    cache: Path,
+    layers: int = 1,
+    crop_mode: str = "squash",
+    desc: str = "encode",
+) -> Features:
+    """Return the features of images, from the cache if they are there.
+
+    Args:
+        model: what encodes them.
+        images: files or pixels.
+        size: (height, width) in pixels of the network's input.
+        cache: folder of the entries.
+        layers: number of last blocks concatenated.
+        crop_mode: how an image comes to `size`, see `Model.encode`.
+        desc: what the progress bar says.
+
+    Raises:
+        InputError: there are no images, one cannot be read, or the cache cannot be written.
+    """
+    if not images:
+        raise InputError("there are no images to encode")
+    what = {"model": model.description, "size": size, "layers": layers, "crop_mode": crop_mode}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    for image in images:
+        digest.update(_content(image).encode())
+    entry = cache / digest.hexdigest()[:32]
+    if not entry.is_dir():
+        with atomic_directory(entry) as staging:
+            _write(staging, model, images, size, layers, crop_mode, desc)
+    # Mapped copy-on-write, since torch has no read-only tensors.
+    return Features(*(torch.from_numpy(np.load(entry / f"{name}.npy", mmap_mode="c")) for name in Features._fields))
+
+
+def _write(
+    folder: Path,
+    model: Model,
+    images: Sequence[Picture],
+    size: tuple[int, int],
+    layers: int,
+    crop_mode: str,
+    desc: str,
+) -> None:
+    files: dict[str, np.ndarray] = {}
+    starts = tqdm(range(0, len(images), BATCH), desc=desc, unit="batch", dynamic_ncols=True)
+    for start in starts:
+        batch = [open_image(i) if isinstance(i, Path) else i for i in images[start : start + BATCH]]
+        found = model.encode(batch, size, layers=layers, crop_mode=crop_mode)
+        arrays = {"cls": found.cls, "grid": found.grid.movedim(1, -1)}
+        for name, tensor in arrays.items():
+            array = tensor.half().cpu().numpy()
+            if name not in files:
+                shape = (len(images), *array.shape[1:])
+                files[name] = open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+            files[name][start : start + len(array)] = array
+
+
+def _content(image: Picture) -> str:
+    if isinstance(image, Path):
+        return sha256(image)
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
