@@ -126,7 +126,6 @@ def import_av() -> Any:
         av = importlib.import_module("av")
     except ImportError as error:
         raise MissingExtra("PyAV", "video") from error
-    av.logging.set_level(av.logging.ERROR)
     return av
 
 

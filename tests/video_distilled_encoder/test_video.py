@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -97,3 +100,12 @@ def test_find_videos_searches_folders(tmp_path, clip):
         find_videos([tmp_path / "empty"])
     with pytest.raises(InputError, match="does not exist"):
         find_videos([tmp_path / "nothing.mp4"])
+
+
+def test_reading_can_be_given_up_early(clip):
+    """FFmpeg's threads must not wait for Python's lock while their decoder is closed, which holds it."""
+    code = (
+        "from pathlib import Path\nfrom video_distilled_encoder.video import read_frames\n"
+        f"for _ in range(60):\n    next(read_frames(Path({str(clip)!r})))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100, check=True).returncode == 0

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+
+from training.evaluation.models import Constant, Pixels
+from training.reporting.measures import Series, choose_pairs, measure
+
+
+def test_pairs_lie_as_far_apart_as_their_gap():
+    times = np.cumsum(np.random.default_rng(0).uniform(0.04, 0.16, 60))
+    pairs = choose_pairs(times)
+    assert {0.5, 1.0, 2.0} <= pairs.keys()
+    for gap, found in pairs.items():
+        assert 0 < len(found) <= 24
+        assert all(abs(times[later] - times[first] - gap) <= gap / 4 for first, later in found)
+    assert choose_pairs(np.array([0.0, 0.5])).keys() == {0.5}
+
+
+def test_a_difference_is_taken_frame_by_frame():
+    one = Series(np.array([3.0, 5.0, 4.0]), np.array([0.0, 1.0, 1.0]))
+    other = Series(np.array([2.0, 1.0]), np.array([1.0, 0.0]))
+    assert one.above(other).values.tolist() == [2.0, 3.0, 2.0]
+
+
+@pytest.fixture
+def panning():
+    """Frames of noise that moves by one patch a frame: every patch but those that leave is found again."""
+    wide = np.random.default_rng(0).integers(0, 255, (64, 16 * 30, 3), dtype=np.uint8)
+    return [np.ascontiguousarray(wide[:, 16 * n : 16 * n + 160]) for n in range(8)], np.arange(8) / 4
+
+
+def test_pixels_find_what_moved_and_constant_features_nothing(panning):
+    frames, times = panning
+    pairs = {0.25: [(n, n + 1) for n in range(7)]}
+
+    def figures(model):
+        grids = torch.stack([model.encode([frame], (64, 160)).grid[0].movedim(0, -1) for frame in frames])
+        return measure(model, frames, times, grids, pairs)
+
+    pixels, constant = figures(Pixels()), figures(Constant())
+    assert pixels.cycle[0.25].values.min() >= 0.9  # nine of ten columns stay in the picture
+    assert pixels.milliseconds > 0
+    gain = constant.cycle[0.25].above(constant.chance).values
+    assert abs(gain.mean()) < 0.12
+    assert constant.similarity[0.25].above(constant.unrelated).values == pytest.approx(np.zeros(7), abs=1e-6)
+    assert pixels.similarity[0.25].times.tolist() == times[:7].tolist()

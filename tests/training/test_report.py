@@ -1,0 +1,54 @@
+import html.parser
+import json
+import re
+
+from training import report
+
+
+class Outline(html.parser.HTMLParser):
+    """Notes the elements of a page and checks that they are closed."""
+
+    VOID = ("meta", "img", "input", "path", "use", "image", "circle", "line", "rect", "link", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_one_page_that_needs_no_other_file(run_command, clip, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    options = ["--short-side", "96", "--cache", tmp_path / "cache", "--out", out]
+    assert run_command(report.main, clip, "--models", "pixels", "constant", *options) is None
+    assert capsys.readouterr().out.strip() == str(out)
+    text = out.read_text()
+    outline = Outline()
+    outline.feed(text)
+    assert outline.open == []
+    assert all(link.startswith(("data:", "#")) for link in outline.links)
+    assert not re.search(r"https?://(?!www\.w3\.org|purl\.org|creativecommons\.org|matplotlib\.org)", text)
+    frames = json.loads(re.search(r"const frames = (.*), times = ", text)[1])
+    assert [len(film) for film in frames] == [20, 20, 20]
+    assert "<b>constant</b> against <b>pixels</b>: worse at" in text
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text)
+
+
+def test_what_cannot_be_reported_is_one_sentence(run_command, clip, tmp_path):
+    options = ["--models", "pixels", "--out", tmp_path / "report.html"]
+    assert "does not exist" in run_command(report.main, tmp_path / "none.mp4", *options)
+    assert "too short for a report" in run_command(report.main, clip, *options, "--seconds", "0.01")
+    assert "--fps and --seconds must be positive" in run_command(report.main, clip, *options, "--fps", "0")
+    assert not (tmp_path / "report.html").exists()
