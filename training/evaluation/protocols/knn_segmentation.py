@@ -27,13 +27,15 @@ from training.evaluation.models import Model
 from training.evaluation.protocols.knn_classification import TEMPERATURE, vote
 from training.evaluation.protocols.linear_segmentation import (
     Split,
+    add_data_arguments,
     class_shares,
     confusion_matrix,
-    intersection_over_union,
+    describe_data,
+    describe_features,
+    figures_of,
     load_splits,
-    split_names,
 )
-from training.evaluation.segmentation_data import LAYOUTS, VOID
+from training.evaluation.segmentation_data import VOID
 from video_distilled_encoder.errors import InputError
 
 
@@ -48,11 +50,7 @@ class Bank(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the protocol's options."""
-    parser.add_argument("--layout", choices=LAYOUTS, default="camvid", help="of the data (%(default)s)")
-    parser.add_argument("--train-split", help="images the bank is made of (the layout's)")
-    parser.add_argument("--test-split", help="images it is tested on (the layout's)")
-    parser.add_argument("--future", type=int, default=0, help="labels of the N-th next labelled frame (%(default)s)")
-    parser.add_argument("--layers", type=int, default=1, help="last blocks whose tokens are concatenated (%(default)s)")
+    add_data_arguments(parser)
     parser.add_argument("--bank", type=int, default=40_000, help="training patches kept (%(default)s)")
     parser.add_argument("--k", type=int, default=30, help="neighbours that vote (%(default)s)")
 
@@ -64,26 +62,15 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     if not 1 <= args.k <= len(bank.labels):
         raise InputError(f"--k must be from 1 to the {len(bank.labels)} patches of the bank, got {args.k}")
     bank = Bank(*(tensor.to(model.device) for tensor in bank))
-    confusion = score(bank, test, args.k)
-    iou = intersection_over_union(confusion)
     return {
-        "figures": {
-            "miou": round(100 * float(np.nanmean(iou)), 2),
-            "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
-            "iou": {name: round(100 * float(v), 2) for name, v in zip(test.layout.classes, iou, strict=True)},
-        },
+        "figures": figures_of(score(bank, test, args.k), test.layout),
         "setting": {
-            "features": f"patch tokens, last {args.layers} block(s)",
-            "size": [side * model.patch_size for side in train.features.shape[1:3]],
-            "future": args.future,
+            **describe_features(model, train, args),
             "bank": len(bank.labels),
             "k": args.k,
             "temperature": TEMPERATURE,
         },
-        "data": {
-            name: f"{args.data.name}/{split}, {len(part.pairs)} images"
-            for name, split, part in zip(("train", "test"), split_names(args), (train, test), strict=True)
-        },
+        "data": describe_data(train, test, args),
     }
 
 

@@ -43,37 +43,54 @@ class Split:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the protocol's options."""
+    add_data_arguments(parser)
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (%(default)s)")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `load_splits` takes."""
     parser.add_argument("--layout", choices=LAYOUTS, default="camvid", help="of the data (%(default)s)")
     parser.add_argument("--train-split", help="images the layer is trained on (the layout's)")
     parser.add_argument("--test-split", help="images it is tested on (the layout's)")
     parser.add_argument("--future", type=int, default=0, help="labels of the N-th next labelled frame (%(default)s)")
     parser.add_argument("--layers", type=int, default=1, help="last blocks whose tokens are concatenated (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps (%(default)s)")
 
 
 def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Train the layer on one split and score it on the other."""
     train, test = load_splits(model, args)
     layer = train_layer(train, steps=args.steps, seed=args.seed)
-    confusion = score(layer, test)
+    return {
+        "figures": figures_of(score(layer, test), test.layout),
+        "setting": {**describe_features(model, train, args), "steps": args.steps, "batch": 64},
+        "data": describe_data(train, test, args),
+    }
+
+
+def figures_of(confusion: np.ndarray, layout: Layout) -> dict[str, object]:
+    """Return mean IoU, pixel accuracy and the IoU of each class, in percent."""
     iou = intersection_over_union(confusion)
     return {
-        "figures": {
-            "miou": round(100 * float(np.nanmean(iou)), 2),
-            "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
-            "iou": {name: round(100 * float(v), 2) for name, v in zip(test.layout.classes, iou, strict=True)},
-        },
-        "setting": {
-            "features": f"patch tokens, last {args.layers} block(s)",
-            "size": [side * model.patch_size for side in train.features.shape[1:3]],
-            "future": args.future,
-            "steps": args.steps,
-            "batch": 64,
-        },
-        "data": {
-            name: f"{args.data.name}/{split}, {len(part.pairs)} images"
-            for name, split, part in zip(("train", "test"), split_names(args), (train, test), strict=True)
-        },
+        "miou": round(100 * float(np.nanmean(iou)), 2),
+        "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
+        "iou": {name: round(100 * float(v), 2) for name, v in zip(layout.classes, iou, strict=True)},
+    }
+
+
+def describe_features(model: Model, train: Split, args: argparse.Namespace) -> dict[str, object]:
+    """Return what a result says of the features."""
+    return {
+        "features": f"patch tokens, last {args.layers} block(s)",
+        "size": [side * model.patch_size for side in train.features.shape[1:3]],
+        "future": args.future,
+    }
+
+
+def describe_data(train: Split, test: Split, args: argparse.Namespace) -> dict[str, str]:
+    """Return what a result says of the data."""
+    return {
+        name: f"{args.data.name}/{split}, {len(part.pairs)} images"
+        for name, split, part in zip(("train", "test"), split_names(args), (train, test), strict=True)
     }
 
 
