@@ -73,8 +73,13 @@ def figures_of(confusion: np.ndarray, layout: Layout) -> dict[str, object]:
     return {
         "miou": round(100 * float(np.nanmean(iou)), 2),
         "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
-        "iou": {name: round(100 * float(v), 2) for name, v in zip(layout.classes, iou, strict=True)},
+        "iou": {name: _percent(v) for name, v in zip(layout.classes, iou, strict=True)},
     }
+
+
+def _percent(share: float) -> float | None:
+    """Return a share in percent; None, which JSON knows, for that of a class that neither occurs nor is predicted."""
+    return None if np.isnan(share) else round(100 * float(share), 2)
 
 
 def describe_features(model: Model, train: Split, args: argparse.Namespace) -> dict[str, object]:

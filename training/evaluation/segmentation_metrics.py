@@ -1,0 +1,72 @@
+"""Region similarity J and boundary accuracy F of video object segmentation, as the DAVIS benchmark defines them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+TOLERANCE = 0.008
+"""Of the image's diagonal: how far a boundary pixel may be from the other boundary."""
+
+
+class Statistics(NamedTuple):
+    """What is said of one measure over the frames of one object."""
+
+    mean: float
+    recall: float
+    """Share of the frames above one half."""
+    decay: float
+    """Mean of the first quarter of the frames minus that of the last."""
+
+
+def region_similarity(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Return J: intersection over union of two (H, W) masks; 1 if both are empty."""
+    union = np.count_nonzero(mask | truth)
+    return np.count_nonzero(mask & truth) / union if union else 1.0
+
+
+def boundary_accuracy(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Return F: the harmonic mean of precision and recall of a mask's boundary pixels.
+
+    A boundary pixel is right if the other boundary passes within a disk of `TOLERANCE` diagonals, rounded up to whole
+    pixels. Two masks without boundary agree; one without is wrong altogether.
+
+    Args:
+        mask: (H, W) bool, predicted.
+        truth: (H, W) bool.
+    """
+    found, wanted = boundary(mask), boundary(truth)
+    if not found.any() or not wanted.any():
+        return float(found.any() == wanted.any())
+    radius = int(np.ceil(TOLERANCE * np.hypot(*mask.shape)))
+    precision = np.mean(dilate(wanted, radius)[found])
+    recall = np.mean(dilate(found, radius)[wanted])
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool -> (H, W) bool: pixels that differ from their neighbour below, right, or below and right."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    return (mask != padded[1:, :-1]) | (mask != padded[:-1, 1:]) | (mask != padded[1:, 1:])
+
+
+def dilate(points: np.ndarray, radius: int) -> np.ndarray:
+    """(H, W) bool -> (H, W) bool: what lies within a radius of a point."""
+    height, width = points.shape
+    steps = np.arange(-radius, radius + 1)
+    down, right = np.nonzero(steps[:, None] ** 2 + steps**2 <= radius**2)
+    rows, columns = np.nonzero(points)
+    covered = np.zeros((height + 2 * radius, width + 2 * radius), dtype=bool)
+    covered[rows[:, None] + down, columns[:, None] + right] = True
+    return covered[radius : radius + height, radius : radius + width]
+
+
+def statistics(values: np.ndarray) -> Statistics:
+    """Return mean, recall and decay of a measure over n >= 1 frames.
+
+    Quarters are the benchmark's: their borders are rounded to frames, and a frame on a border belongs to both sides.
+    """
+    borders = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    first, last = values[: borders[1] + 1], values[borders[3] :]
+    return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean()))
