@@ -31,7 +31,7 @@ from tqdm import tqdm
 from training.evaluation.features import extract
 from training.evaluation.models import Model
 from training.evaluation.propagation import Variant, propagate
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, MissingExtra
 
 JOINTS = (
     "neck", "belly", "face", "right-shoulder", "left-shoulder", "right-hip", "left-hip", "right-elbow", "left-elbow",
@@ -223,7 +223,7 @@ def read_joints(path: Path) -> np.ndarray:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError as error:
-        raise InputError("JHMDB's .mat files are read by scipy, which is not installed: pip install scipy") from error
+        raise MissingExtra("scipy", "evaluation") from error
     try:
         positions = np.asarray(loadmat(str(path))["pos_img"], dtype=float)
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError) as error:
