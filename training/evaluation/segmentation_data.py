@@ -122,10 +122,12 @@ def with_future_labels(pairs: list[Pair], steps: int) -> list[Pair]:
     CamVid's labelled frames are a second apart in most sequences.
 
     Raises:
-        InputError: no sequence is long enough.
+        InputError: no sequence is long enough, or `steps` is negative.
     """
     if steps == 0:
         return pairs
+    if steps < 0:
+        raise InputError(f"--future counts labelled frames ahead, from 0, got {steps}")
     future = [
         now._replace(label=later.label)
         for now, later in zip(pairs, pairs[steps:], strict=False)

@@ -103,3 +103,16 @@ def test_camvids_files_are_read():
     labels = np.stack([layout.read(pair.label) for pair in pairs[:20]])
     assert labels.shape == (20, 360, 480)
     assert set(np.unique(labels)) <= {*range(11), VOID}
+
+
+def test_future_labels_share_the_features_of_the_present(tmp_path):
+    """Frames of one grey level whose labels are one number each: features of frame n, label of frame n + 1."""
+    for number in range(4):
+        for folder, value in (("train", 40 * number), ("trainannot", number)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(np.full((32, 32), value, np.uint8)).save(tmp_path / folder / f"a_{number}.png")
+    pairs = LAYOUTS["camvid"].find(tmp_path, "train")
+    features = torch.arange(4.0).view(4, 1, 1, 1)
+    ahead = protocol.look_ahead(protocol.Split(features, pairs, LAYOUTS["camvid"]), 1)
+    assert ahead.features.flatten().tolist() == [0, 1, 2]
+    assert [int(ahead.labels(number)[0, 0]) for number in range(3)] == [1, 2, 3]

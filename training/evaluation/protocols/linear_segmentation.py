@@ -108,14 +108,23 @@ def split_names(args: argparse.Namespace) -> tuple[str, str]:
 def load_splits(model: Model, args: argparse.Namespace) -> tuple[Split, Split]:
     """Find and encode the images to train and to test on."""
     layout = LAYOUTS[args.layout]
-    found = [with_future_labels(layout.find(args.data, name), args.future) for name in split_names(args)]
+    found = [layout.find(args.data, name) for name in split_names(args)]
     height, width = layout.size or layout.read(found[0][0].label).shape
     size = model.nearest_size(height, width)
     train, test = (
-        Split(encode_pairs(model, pairs, size, args, name).grid, pairs, layout)
+        look_ahead(Split(encode_pairs(model, pairs, size, args, name).grid, pairs, layout), args.future)
         for pairs, name in zip(found, split_names(args), strict=True)
     )
     return train, test
+
+
+def look_ahead(split: Split, steps: int) -> Split:
+    """Pair each image's features with the labels of the image `steps` labelled frames later in its sequence."""
+    if steps == 0:
+        return split
+    pairs = with_future_labels(split.pairs, steps)
+    number = {pair.image: number for number, pair in enumerate(split.pairs)}
+    return Split(split.features[[number[pair.image] for pair in pairs]], pairs, split.layout)
 
 
 def encode_pairs(
