@@ -14,6 +14,7 @@ from pathlib import Path
 import timm
 import torch
 
+from training.evaluation.bootstrap import difference
 from training.evaluation.features import default_cache
 from training.evaluation.models import load_model
 from training.evaluation.protocols import protocols
@@ -49,6 +50,9 @@ def main() -> None:
 def compare(paths: Sequence[Path]) -> str:
     """Return a table of results, a row each and a column for each plain figure.
 
+    Where the results hold a figure for each video, a last column says how the mean of these differs from the first
+    row's, with a 95 % bootstrap interval over videos, or that it cannot be told.
+
     Raises:
         InputError: a file is no result, or they are of several protocols, settings or data.
     """
@@ -61,12 +65,22 @@ def compare(paths: Sequence[Path]) -> str:
     rows = [["model", *columns]]
     for result in results:
         rows.append([str(result["model"]["name"]), *(f"{result['figures'][name]:.2f}" for name in columns)])
+    if all(isinstance(result["figures"].get("videos"), dict) for result in results) and len(results) > 1:
+        rows[0].append(f"by video, against {rows[1][0]}")
+        rows[1].append("")
+        for row, result in zip(rows[2:], results[1:], strict=True):
+            row.append(_against(result["figures"]["videos"], results[0]["figures"]["videos"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         lines.append("  ".join([name.ljust(widths[0]), *numbers]))
     return "\n".join(lines)
+
+
+def _against(videos: dict[str, float], reference: dict[str, float]) -> str:
+    found = difference([videos[name] for name in reference], list(reference.values()))
+    return f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {found.verdict}"
 
 
 def _read(path: Path) -> dict:

@@ -1,5 +1,7 @@
 import json
 
+import numpy as np
+
 from training import evaluate
 
 
@@ -26,3 +28,23 @@ def test_only_like_is_compared_with_like(run_command, tmp_path):
     assert "b.json has another setting than a.json" in run_command(evaluate.main, "compare", one, other)
     (tmp_path / "c.json").write_text("[]")
     assert "c.json is not a result" in run_command(evaluate.main, "compare", one, tmp_path / "c.json")
+
+
+def test_figures_by_video_are_compared_video_by_video(run_command, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    base = rng.normal(50, 20, 12)
+    files = []
+    for name, values in (
+        ("first", base),
+        ("better", base + rng.normal(5, 1, 12)),
+        ("alike", base + rng.normal(0, 9, 12)),
+    ):
+        figures = {"gap": values.mean(), "videos": {str(video): value for video, value in enumerate(values)}}
+        files.append(write(tmp_path / f"{name}.json", name, 0.0, figures=figures))
+    assert run_command(evaluate.main, "compare", *files) is None
+    head, first, better, alike = capsys.readouterr().out.splitlines()
+    assert head.endswith("by video, against first")
+    assert first.split()[1:] == [f"{base.mean():.2f}"]
+    assert better.endswith("larger")
+    assert "+5." in better or "+4." in better
+    assert alike.endswith("cannot tell")

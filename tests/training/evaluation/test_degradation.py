@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import evaluate
+from training.evaluation.degradations import degrade
+from training.evaluation.models import Pixels
+from training.evaluation.protocols import degradation
+from training.evaluation.protocols import linear_segmentation as probe
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products wait for their second thread on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """A data set in CamVid's layout whose classes are colours."""
+    rng = np.random.default_rng(0)
+    palette = np.array([[220, 40, 40], [40, 200, 40], [40, 40, 220]])
+    for split, count in (("train", 12), ("test", 7)):
+        for part in (split, f"{split}annot"):
+            (tmp_path / "data" / part).mkdir(parents=True)
+        for number in range(count):
+            labels = np.kron(rng.integers(0, 3, (4, 6)), np.ones((16, 16), int)).astype(np.uint8)
+            image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / split / f"{number}.png")
+            Image.fromarray(labels).save(tmp_path / "data" / f"{split}annot" / f"{number}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def evaluate_on(run_command, colours, tmp_path):
+    def run(model, *extra):
+        out = tmp_path / "out.json"
+        arguments = ["--data", colours, "--steps", "100", "--cache", tmp_path / "cache", "--out", out, "--model", model]
+        assert run_command(evaluate.main, "degradation", *arguments, *extra) is None
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_what_is_hidden_is_lost_and_what_is_not_is_kept(evaluate_on):
+    result = evaluate_on("pixels", "--severities", "1", "5", "--degradations", "jpeg", "dropped-rows")
+    figures = result["figures"]
+    assert figures["clean_miou"] > 85
+    assert figures["jpeg"] > 90
+    assert figures["miou"]["dropped-rows"]["5"] < figures["miou"]["dropped-rows"]["1"] < figures["clean_miou"]
+    every = [value for severities in figures["miou"].values() for value in severities.values()]
+    assert figures["degraded_miou"] == pytest.approx(np.mean(every), abs=0.01)
+    assert figures["retention"] == pytest.approx(100 * np.mean(every) / figures["clean_miou"], abs=0.02)
+    assert result["data"]["test"].endswith("7 images")
+
+
+def test_nothing_to_lose_retains_everything_of_little(evaluate_on):
+    figures = evaluate_on("constant", "--severities", "5", "--test-images", "3")["figures"]
+    assert figures["retention"] == 100
+    assert figures["degraded_miou"] == figures["clean_miou"] < 25
+    assert len(figures["miou"]) == 8
+
+
+def test_the_images_are_degraded_each_in_its_own_way(colours, tmp_path):
+    args = evaluate._parser({"degradation": degradation}).parse_args(
+        ["degradation", "--model", "pixels", "--data", str(colours), "--test-images", "3", "--seed", "2"]
+    )
+    args.cache = tmp_path / "cache"
+    _, test = degradation.load_splits(Pixels(), args)
+    assert [pair.image.stem for pair in test.pairs] == ["0", "3", "6"]
+    found = degradation.encode_degraded(Pixels(), test, args, "occlusion", 4)
+    for number, pair in enumerate(test.pairs):
+        image = degrade(np.array(Image.open(pair.image)), "occlusion", 4, seed=2, index=number)
+        expected = Pixels().encode([image], (64, 96)).grid[0].movedim(0, -1).half()
+        assert found[number].equal(expected)
+
+
+def test_the_mean_is_over_the_classes_that_occur():
+    confusion = np.array([[8, 2, 0], [0, 0, 0], [5, 0, 5]])
+    assert degradation.mean_iou(confusion) == pytest.approx((8 / 15 + 5 / 10) / 2)
+    assert np.nanmean(probe.intersection_over_union(confusion)) < degradation.mean_iou(confusion)
