@@ -34,7 +34,7 @@ from training.evaluation.finetune.presets import add_preset_arguments, read_sett
 from training.evaluation.finetune.training import Stream, autocast, train, warm_up
 from training.evaluation.finetune.upernet import UperNet
 from training.evaluation.models import Model
-from training.evaluation.protocols.linear_segmentation import confusion_matrix, intersection_over_union
+from training.evaluation.protocols.linear_segmentation import confusion_matrix, figures_of
 from training.evaluation.segmentation_data import LAYOUTS, VOID, Layout, Pair
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
@@ -116,13 +116,8 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     network.to(model.device)
     train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers)
     confusion = score(network, pairs[1], layout, model.config, settings)
-    iou = intersection_over_union(confusion)
     return {
-        "figures": {
-            "miou": round(100 * float(np.nanmean(iou)), 2),
-            "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
-            "iou": {name: round(100 * float(v), 2) for name, v in zip(layout.classes, iou, strict=True)},
-        },
+        "figures": figures_of(confusion, layout),
         "setting": asdict(settings),
         "data": {
             name: f"{args.data.name}/{split}, {len(part)} images"
