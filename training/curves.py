@@ -13,8 +13,10 @@ _PANELS = {
     "entropy of the teacher's targets (nats)": ("patch_entropy", "cls_entropy"),
     "entropy of their mean over the batch (nats)": ("patch_batch_entropy", "cls_batch_entropy"),
     "spread of the teacher's features": ("patch_feature_std", "cls_feature_std"),
+    "effective rank of the teacher's features": ("patch_feature_rank", "cls_feature_rank"),
     "largest gradient norm of a tensor": ("grad_norm",),
     "clips per second": ("clips_per_second",),
+    "seconds of a step waiting for data": ("data_wait",),
 }
 
 
@@ -29,7 +31,7 @@ def plot_curves(log: Path, picture: Path) -> None:
 
     rows = read_log(log)
     steps = [row["step"] for row in rows]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(17, 6.5), layout="constrained")
     for axis, (title, names) in zip(axes.flat, _PANELS.items(), strict=True):
         for name in names:
             if rows and name in rows[0]:

@@ -152,7 +152,7 @@ class Method(nn.Module, ABC):
         )
         metrics[f"{kind}_entropy"] = result.entropy
         metrics[f"{kind}_batch_entropy"] = torch.special.entr(distributed.average(result.mean_target)).sum()
-        metrics[f"{kind}_feature_std"] = feature_std(tokens)
+        metrics[f"{kind}_feature_std"], metrics[f"{kind}_feature_rank"] = feature_spread(tokens)
         return result.loss
 
     def start_teacher(self) -> None:
@@ -176,10 +176,16 @@ class Method(nn.Module, ABC):
 
 
 @torch.no_grad()
-def feature_std(tokens: Tensor) -> Tensor:
-    """Return how far (..., C) tokens are spread: 1 for tokens all over the unit sphere, 0 for constant ones.
+def feature_spread(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far and in how many directions (..., C) tokens are spread, of L2-normalised tokens.
 
-    It is the standard deviation of L2-normalised tokens, averaged over channels, times sqrt(C).
+    Returns:
+        Their standard deviation, averaged over channels, times sqrt(C): 1 for tokens all over the unit sphere, 0 for
+        constant ones; and their effective rank, from 1 to C: the participation ratio (sum l)^2 / sum l^2 of the
+        eigenvalues l of their covariance, which traces give without finding them.
     """
-    unit = nn.functional.normalize(tokens.float().flatten(0, -2), dim=-1)
-    return unit.std(0).mean() * tokens.shape[-1] ** 0.5
+    unit = nn.functional.normalize(tokens.detach().float().flatten(0, -2), dim=-1)
+    centred = unit - unit.mean(0)
+    covariance = centred.T @ centred
+    rank = covariance.diagonal().sum().square() / covariance.square().sum().clamp(min=1e-30)
+    return unit.std(0).mean() * tokens.shape[-1] ** 0.5, rank
