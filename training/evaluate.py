@@ -65,17 +65,24 @@ def compare(paths: Sequence[Path]) -> str:
     rows = [["model", *columns]]
     for result in results:
         rows.append([str(result["model"]["name"]), *(f"{result['figures'][name]:.2f}" for name in columns)])
-    if all(isinstance(result["figures"].get("videos"), dict) for result in results) and len(results) > 1:
+    by_video = [_by_video(result) for result in results]
+    if all(by_video) and len(results) > 1:
         rows[0].append(f"by video, against {rows[1][0]}")
         rows[1].append("")
-        for row, result in zip(rows[2:], results[1:], strict=True):
-            row.append(_against(result["figures"]["videos"], results[0]["figures"]["videos"]))
+        for row, videos in zip(rows[2:], by_video[1:], strict=True):
+            row.append(_against(videos, by_video[0]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         lines.append("  ".join([name.ljust(widths[0]), *numbers]))
     return "\n".join(lines)
+
+
+def _by_video(result: dict) -> dict[str, float]:
+    """Return a result's figure for each video; none if it has several, or no, figures of a video."""
+    videos = result["figures"].get("videos", {})
+    return videos if all(isinstance(value, int | float) for value in videos.values()) else {}
 
 
 def _against(videos: dict[str, float], reference: dict[str, float]) -> str:

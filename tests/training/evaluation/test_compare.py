@@ -48,3 +48,10 @@ def test_figures_by_video_are_compared_video_by_video(run_command, tmp_path, cap
     assert better.endswith("larger")
     assert "+5." in better or "+4." in better
     assert alike.endswith("cannot tell")
+
+
+def test_several_figures_of_a_video_are_not_compared(run_command, tmp_path, capsys):
+    figures = {"flicker": 3.0, "videos": {"a": {"flicker": 0.1, "followed": 0.5}}}
+    files = [write(tmp_path / f"{name}.json", name, 0.0, figures=figures) for name in "ab"]
+    assert run_command(evaluate.main, "compare", *files) is None
+    assert capsys.readouterr().out.splitlines()[0] == "model  flicker"
