@@ -158,13 +158,14 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
     recipe, method = build(name)
 
     class OneClip:
+        size = (160, 90)
+
         def __getitem__(self, position):
             return self, np.arange(recipe.clips.frames)
 
-        def read(self, number):
-            from PIL import Image
-
-            return Image.fromarray(np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8))
+        def read(self, number, box):
+            frame = np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8)
+            return frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
     sample = ClipViews(OneClip(), recipe, 1)[0]
     views = {group: view[None].double() / 255 for group, view in sample["views"].items()}
