@@ -78,3 +78,35 @@ def run_command(monkeypatch):
         return stop.value.code or None
 
     return run
+
+
+@pytest.fixture
+def one_thread():
+    """Compute on one thread: in tiny products a second is waited for longer than it helps, above all beside others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def coloured_set():
+    """Write a labelled set in CamVid's layout whose three classes are colours."""
+
+    def write(root, train, test, void_rows=0, block=16):
+        rng = np.random.default_rng(0)
+        palette = np.array([[220, 40, 40], [40, 200, 40], [40, 40, 220]])
+        for split, count in (("train", train), ("test", test)):
+            for part in (split, f"{split}annot"):
+                (root / part).mkdir(parents=True)
+            for number in range(count):
+                labels = np.kron(rng.integers(0, 3, (64 // block, 96 // block)), np.ones((block, block), int)).astype(
+                    np.uint8
+                )
+                image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
+                labels[:void_rows] = 11
+                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / f"{number}.png")
+                Image.fromarray(labels).save(root / f"{split}annot" / f"{number}.png")
+        return root
+
+    return write

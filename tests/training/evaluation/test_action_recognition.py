@@ -15,13 +15,7 @@ from video_distilled_encoder.video import read_frames, write_video
 ACTIONS = ("Archery", "Biking", "Diving")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small steps wait for a second thread for longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_coloured(path, number, level=100, frames=5):

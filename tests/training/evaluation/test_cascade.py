@@ -10,12 +10,7 @@ from training.evaluation.finetune.cascade import BOX_WEIGHTS, CascadeRoIHeads, r
 SHAPES = [(64, 64), (48, 64)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def heads(**changes):

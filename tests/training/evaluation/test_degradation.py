@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from training import evaluate
@@ -11,30 +10,13 @@ from training.evaluation.models import Pixels
 from training.evaluation.protocols import degradation
 from training.evaluation.protocols import linear_segmentation as probe
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products wait for their second thread on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """A data set in CamVid's layout whose classes are colours."""
-    rng = np.random.default_rng(0)
-    palette = np.array([[220, 40, 40], [40, 200, 40], [40, 40, 220]])
-    for split, count in (("train", 12), ("test", 7)):
-        for part in (split, f"{split}annot"):
-            (tmp_path / "data" / part).mkdir(parents=True)
-        for number in range(count):
-            labels = np.kron(rng.integers(0, 3, (4, 6)), np.ones((16, 16), int)).astype(np.uint8)
-            image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / split / f"{number}.png")
-            Image.fromarray(labels).save(tmp_path / "data" / f"{split}annot" / f"{number}.png")
-    return tmp_path / "data"
+def colours(coloured_set, tmp_path):
+    """A data set whose classes are colours."""
+    return coloured_set(tmp_path / "data", train=12, test=7)
 
 
 @pytest.fixture

@@ -9,14 +9,7 @@ from training import evaluate
 from training.evaluation.protocols import flicker
 from video_distilled_encoder.video import write_video
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products wait for their second thread on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

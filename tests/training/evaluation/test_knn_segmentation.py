@@ -15,20 +15,9 @@ CLASSES = 11
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """A data set in CamVid's layout whose classes are colours; the top rows are void."""
-    rng = np.random.default_rng(0)
-    palette = np.array([[220, 40, 40], [40, 200, 40], [40, 40, 220]])
-    for split, count in (("train", 12), ("test", 5)):
-        (tmp_path / "set" / split).mkdir(parents=True)
-        (tmp_path / "set" / f"{split}annot").mkdir()
-        for number in range(count):
-            labels = np.kron(rng.integers(0, 3, (4, 6)), np.ones((16, 16), int)).astype(np.uint8)
-            image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
-            labels[:16] = 11
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / "set" / split / f"{number}.png")
-            Image.fromarray(labels).save(tmp_path / "set" / f"{split}annot" / f"{number}.png")
-    return tmp_path / "set"
+def colours(coloured_set, tmp_path):
+    """A data set whose classes are colours; the top rows are void."""
+    return coloured_set(tmp_path / "set", train=12, test=5, void_rows=16)
 
 
 def test_a_patch_has_its_most_frequent_class():

@@ -17,20 +17,9 @@ CLASSES = 11
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """A data set in CamVid's layout whose classes are colours, so that pixels alone can be segmented."""
-    rng = np.random.default_rng(0)
-    palette = np.array([[220, 40, 40], [40, 200, 40], [40, 40, 220]])
-    for split, count in (("train", 12), ("test", 5)):
-        (tmp_path / split).mkdir()
-        (tmp_path / f"{split}annot").mkdir()
-        for number in range(count):
-            labels = np.kron(rng.integers(0, 3, (4, 6)), np.ones((16, 16), int)).astype(np.uint8)
-            image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
-            labels[:3] = 11
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / split / f"{number}.png")
-            Image.fromarray(labels).save(tmp_path / f"{split}annot" / f"{number}.png")
-    return tmp_path
+def colours(coloured_set, tmp_path):
+    """A data set whose classes are colours, so that pixels alone can be segmented."""
+    return coloured_set(tmp_path, train=12, test=5, void_rows=3)
 
 
 def test_the_score_equals_scikit_learns():

@@ -20,30 +20,13 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small matrices are multiplied faster by one thread than by two that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """A data set in CamVid's layout whose classes are colours."""
-    rng = np.random.default_rng(0)
-    palette = np.array([[220, 40, 40], [40, 200, 40], [40, 40, 220]])
-    for split, count in (("train", 12), ("test", 4)):
-        (tmp_path / split).mkdir()
-        (tmp_path / f"{split}annot").mkdir()
-        for number in range(count):
-            labels = np.kron(rng.integers(0, 3, (2, 3)), np.ones((32, 32), int)).astype(np.uint8)
-            image = palette[labels] + rng.normal(0, 6, (64, 96, 3))
-            labels[:3] = 11
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / split / f"{number}.png")
-            Image.fromarray(labels).save(tmp_path / f"{split}annot" / f"{number}.png")
-    return tmp_path
+def colours(coloured_set, tmp_path):
+    """A data set whose classes are colours."""
+    return coloured_set(tmp_path, train=12, test=4, void_rows=3, block=32)
 
 
 def small_network(classes=5):

@@ -58,19 +58,16 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         for severity in args.severities:
             features = encode_degraded(model, test, args, name, severity)
             degraded[name, severity] = mean_iou(probe.score(layer, probe.Split(features, test.pairs, test.layout)))
-    names = zip(("train", "test"), probe.split_names(args), (train, test), strict=True)
     return {
         "figures": summarize(clean, degraded),
         "setting": {
-            "features": f"patch tokens, last {args.layers} block(s)",
-            "size": grid_size(model, test),
-            "future": args.future,
+            **probe.describe_features(model, train, args),
             "steps": args.steps,
             "degradations": args.degradations,
             "severities": args.severities,
             "note": "retention is read beside degraded_miou and beside the rows of random and pixels",
         },
-        "data": {part: f"{args.data.name}/{name}, {len(split.pairs)} images" for part, name, split in names},
+        "data": probe.describe_data(train, test, args),
     }
 
 

@@ -74,12 +74,12 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     ):
         videos[clip.video], given = measure_clip(model, layer, clip, height, args)
         counts += given
-    confusion = probe.score(layer, test)
+    scores = probe.figures_of(probe.score(layer, test), test.layout)
     return {
         "figures": {
             **summarize(videos, counts),
-            "miou": round(100 * float(np.nanmean(probe.intersection_over_union(confusion))), 2),
-            "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
+            "miou": scores["miou"],
+            "pixel_accuracy": scores["pixel_accuracy"],
             **(vspw_consistency(layer, test) if args.layout == "vspw" else {}),
             "videos": videos,
         },
