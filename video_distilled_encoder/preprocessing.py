@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
+from video_distilled_encoder.resize import resize_and_crop
 
 Images: TypeAlias = Any
 """A path | PIL image | (..., H, W, 3) array | (..., 3, H, W) tensor, or a (nested) list of them."""
@@ -163,13 +163,12 @@ def _checked_values(images: Tensor) -> Tensor:
 
 def _resize(images: Tensor, config: ModelConfig, size: int | tuple[int, int], crop_mode: str, multiple: int) -> Tensor:
     """(n, 3, H, W) -> (n, 3, h, w) float32 in [0, 1]."""
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    resized_hw, crop_hw = plan_resize(tuple(images.shape[-2:]), size, crop_mode, config.crop_pct, multiple)
-    if resized_hw != tuple(images.shape[-2:]):
-        images = F.interpolate(images, resized_hw, mode=config.interpolation, antialias=True).clamp(0, 1)
-    top, left = (round((have - keep) / 2) for have, keep in zip(resized_hw, crop_hw, strict=True))
-    return images[..., top : top + crop_hw[0], left : left + crop_hw[1]]
+    resized, crop = plan_resize(tuple(images.shape[-2:]), size, crop_mode, config.crop_pct, multiple)
+    full_scale = 255 if images.dtype == torch.uint8 else 1
+    interleaved = images.movedim(-3, -1)
+    channels_last = interleaved.is_contiguous()
+    images = interleaved if channels_last else images
+    return (resize_and_crop(images, resized, crop, config.interpolation, channels_last) / full_scale).clamp(0, 1)
 
 
 def plan_resize(
