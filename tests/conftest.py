@@ -50,6 +50,16 @@ def tiny_directory(tiny, tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session")
+def shallow_directory(tmp_path_factory):
+    """A network of three narrow blocks, for what is exported again and again."""
+    torch.manual_seed(0)
+    config = ModelConfig(model_args={"embed_dim": 64, "depth": 3, "num_heads": 2})
+    directory = tmp_path_factory.mktemp("models") / "shallow"
+    Encoder(config.build_backbone(), config, card="# A shallow test encoder\n").eval().save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture
 def make_video(tmp_path):
     """Write a short video of moving noise."""

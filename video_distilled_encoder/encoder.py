@@ -72,7 +72,8 @@ class Encoder(nn.Module):
             token: the Hub's access token, if not the one logged in with.
 
         Raises:
-            InputError: there is no such model, or its files are incomplete, damaged or of another architecture.
+            InputError: there is no such model, or its files are incomplete, damaged or of another architecture,
+                or there is no such device.
         """
         directory = find_model(
             name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
@@ -80,7 +81,12 @@ class Encoder(nn.Module):
         backbone, config = model_directory.read(directory)
         card = directory / model_directory.CARD
         text = card.read_text(encoding="utf-8") if card.is_file() else None
-        return cls(backbone, config, text).to(device=device, dtype=dtype).eval()
+        encoder = cls(backbone, config, text).to(dtype=dtype).eval()
+        try:
+            return encoder.to(device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the encoder cannot be put on the device {str(device)!r} here: {reason}") from error
 
     @property
     def embed_dim(self) -> int:

@@ -90,8 +90,9 @@ def _load(images: Images) -> tuple[list[Tensor], tuple[int, ...]]:
     if isinstance(images, np.ndarray):
         if images.ndim < 3 or images.shape[-1] != 3:
             raise InputError(f"an array must be (..., H, W, 3), RGB; got {images.shape}")
-        tensor = torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, -3)
-        return _load(tensor)
+        array = np.ascontiguousarray(images)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
+        return _load(tensor.movedim(-1, -3))
     if isinstance(images, Tensor):
         if images.ndim < 3 or images.shape[-3] != 3:
             raise InputError(f"a tensor must be (..., 3, H, W), RGB; got {tuple(images.shape)}")

@@ -27,6 +27,9 @@ class Band(NamedTuple):
     """(target pixels, stop - start)."""
 
 
+Bands = tuple[Band, ...]
+
+
 def resize_and_crop(
     images: Tensor, resized: tuple[int, int], crop: tuple[int, int], interpolation: str, channels_last: bool = False
 ) -> Tensor:
@@ -42,16 +45,18 @@ def resize_and_crop(
     Returns:
         (n, 3, *crop) float32, in the units of `images`; bicubic may overshoot them.
     """
-    height, width = images.shape[1:3] if channels_last else images.shape[2:]
+    sides = images.shape[1:3] if channels_last else images.shape[2:]
     rows, columns = (
         bands(have, whole, keep, interpolation, images.device)
-        for have, whole, keep in zip((height, width), resized, crop, strict=True)
+        for have, whole, keep in zip(sides, resized, crop, strict=True)
     )
+    return apply_bands(images, rows, columns, channels_last)
+
+
+def apply_bands(images: Tensor, rows: Bands, columns: Bands, channels_last: bool) -> Tensor:
+    """Return `images` as `resize_and_crop` does, with bands that are already made."""
     left, right = min(band.start for band in columns), max(band.stop for band in columns)
-    if channels_last:
-        images = images[:, :, left:right].flatten(2)
-    else:
-        images = images[..., left:right]
+    images = images[:, :, left:right].flatten(2) if channels_last else images[..., left:right]
     images = torch.cat([weights @ images[..., a:b, :].float() for a, b, weights in rows], dim=-2)
     if channels_last:
         images = images.unflatten(2, (right - left, 3)).permute(0, 3, 1, 2)
@@ -59,7 +64,7 @@ def resize_and_crop(
 
 
 @lru_cache(maxsize=64)
-def bands(source: int, target: int, keep: int, interpolation: str, device: torch.device) -> tuple[Band, ...]:
+def bands(source: int, target: int, keep: int, interpolation: str, device: torch.device) -> Bands:
     """Return the weights of the `keep` middle ones of `target` pixels, made of `source` pixels."""
     matrix = _matrix(source, target, interpolation)
     first = round((target - keep) / 2)

@@ -354,3 +354,10 @@ def test_the_core_imports_nothing_heavier():
     code = f"import sys, video_distilled_encoder; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_missing_device_is_one_sentence(tiny_directory):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="cannot be put on the device 'cuda' here"):
+        Encoder.from_pretrained(tiny_directory, device="cuda")

@@ -1,0 +1,168 @@
+"""The C++ examples, built here where a compiler is, and compared with torch on a real photograph."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.pipeline import SUFFIXES, export
+from video_distilled_encoder import Encoder
+from video_distilled_encoder.runtimes.artefact import Camera
+
+SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
+SIZE = (64, 64)
+PROGRAMS = {"onnx_encoder": "onnx", "openvino_encoder": "openvino", "aoti_encoder": "aoti"}
+
+
+def find_libraries():
+    """Return CMake's option for each program's library, or why there is none."""
+    release = os.environ.get("ONNXRUNTIME_DIR")
+    openvino = find_spec("openvino")
+    return {
+        "onnx_encoder": f"-DONNXRUNTIME_DIR={release}"
+        if release
+        else "the environment variable ONNXRUNTIME_DIR names no unpacked ONNX Runtime release",
+        "openvino_encoder": f"-DOpenVINO_DIR={Path(openvino.origin).parent / 'cmake'}"
+        if openvino
+        else "openvino is not installed",
+        "aoti_encoder": f"-DTORCH_DIR={Path(torch.__file__).parent}",
+    }
+
+
+def run(*command):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def configure(tmp_path_factory):
+    """Configure the project anew; returns the build folder and what CMake said."""
+    if not shutil.which("cmake"):
+        pytest.skip("cmake is not installed")
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
+        pytest.skip("there is no C++ compiler")
+
+    def configure(*options):
+        build = tmp_path_factory.mktemp("build")
+        status, output = run("cmake", "-S", SOURCE, "-B", build, *options)
+        assert status == 0, output
+        return build, output
+
+    return configure
+
+
+@pytest.fixture(scope="module")
+def program(configure):
+    """Return the path of a built program, or skip the test with the reason why it cannot be built."""
+    libraries = find_libraries()
+    options = [option for option in libraries.values() if option.startswith("-D")]
+    build, said = configure("-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
+    status, output = run("cmake", "--build", build, "--parallel", "2")
+    assert status == 0, output
+
+    def program(name):
+        if not libraries[name].startswith("-D"):
+            pytest.skip(libraries[name])
+        assert f"{name} is left out" not in said
+        return build / name
+
+    return program
+
+
+@pytest.fixture(scope="module")
+def exported(shallow_directory, tmp_path_factory):
+    """Export an encoder once in a format; returns the file."""
+
+    @cache
+    def exported(format, camera=None):
+        if format != "aoti":
+            pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
+            pytest.importorskip("onnxscript")
+        out = tmp_path_factory.mktemp(format) / f"encoder{SUFFIXES[format]}"
+        export(
+            shallow_directory,
+            out,
+            format=format,
+            precision="fp32",
+            size=SIZE,
+            batch=(1, 1, 1),
+            camera=camera,
+            layer_parity=False,
+        )
+        return out
+
+    return exported
+
+
+def assert_features(output, prefix, expected):
+    for name in ("cls", "patches", "grid"):
+        wanted = getattr(expected, name)
+        assert f"{name} {'x'.join(map(str, wanted.shape))} -> {prefix}.{name}.f32" in output
+        got = torch.from_numpy(np.fromfile(f"{prefix}.{name}.f32", np.float32)).view(wanted.shape)
+        cosine = torch.cosine_similarity(got, wanted, dim=1 if name == "grid" else -1)
+        assert cosine.min() >= 0.9999, name
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [*PROGRAMS.items(), ("openvino_encoder", "onnx")], ids=lambda value: value.split("_")[0]
+)
+def test_a_program_gives_torchs_features(name, format, program, exported, shallow_directory, photograph, tmp_path):
+    executable = program(name)
+    encoder = Encoder.from_pretrained(shallow_directory)
+    encoder.preprocess(photograph, size=SIZE).numpy().tofile(tmp_path / "pixels.raw")
+    status, output = run(executable, exported(format), tmp_path / "pixels.raw", "1x3x64x64", tmp_path / "features")
+    assert status == 0, output
+    assert "20 calls: median" in output
+    assert_features(output, tmp_path / "features", encoder.encode(photograph, size=SIZE))
+
+
+@pytest.mark.parametrize("name", ["onnx_encoder", "openvino_encoder"])
+def test_a_program_takes_camera_frames(name, program, exported, shallow_directory, photograph, tmp_path):
+    executable = program(name)
+    frame = np.array(Image.open(photograph).convert("RGB").resize((128, 96)))
+    frame.tofile(tmp_path / "frame.raw")
+    model = exported("onnx", Camera(96, 128))
+    status, output = run(executable, model, tmp_path / "frame.raw", "1x96x128x3", tmp_path / "features")
+    assert status == 0, output
+    expected = Encoder.from_pretrained(shallow_directory).encode(frame, size=SIZE)
+    assert_features(output, tmp_path / "features", expected)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_refuses_what_the_export_does_not_take(name, program, exported, tmp_path):
+    executable, model = program(name), exported(PROGRAMS[name])
+    pixels = tmp_path / "pixels.raw"
+    np.zeros((1, 3, *SIZE), np.float32).tofile(pixels)
+    for shape, reason in {
+        "1x3x32x128": "",
+        "4x3x64x64": "",  # uint8, by the file's size
+        "1x3x64x80": "pixels.raw holds 49152 bytes; 1x3x64x80 takes 15360 as uint8 or 61440 as float32",
+        "1x3xmany": "such as 1x3x224x224; got 1x3xmany",
+    }.items():
+        status, output = run(executable, model, pixels, shape, tmp_path / "features")
+        assert status == 1, output
+        assert "error: " in output
+        assert reason in output
+    status, output = run(executable)
+    assert status == 2
+    assert "usage" in output
+    assert list(tmp_path.iterdir()) == [pixels]
+
+
+def test_a_program_whose_library_is_missing_is_left_out(configure, tmp_path):
+    nowhere = [f"-DCMAKE_FIND_ROOT_PATH_MODE_{kind}=ONLY" for kind in ("INCLUDE", "LIBRARY", "PACKAGE")]
+    _, said = configure(f"-DCMAKE_FIND_ROOT_PATH={tmp_path}", *nowhere)
+    for name, option in {
+        "onnx_encoder": "ONNXRUNTIME",
+        "openvino_encoder": "OpenVINO",
+        "aoti_encoder": "TORCH",
+    }.items():
+        assert f"{name} is left out" in said
+        assert f"-D{option}_DIR=" in said
