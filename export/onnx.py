@@ -1,81 +1,132 @@
-"""ONNX: one typed file of a fixed size with a dynamic batch, for ONNX Runtime and as the source of TensorRT engines."""
+"""ONNX: one typed graph, for ONNX Runtime, and as the source of OpenVINO models and TensorRT engines."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from export.network import INPUT, OUTPUTS, Network
-from video_distilled_encoder.errors import InputError, MissingExtra
+from export.job import Job
+from export.network import Network
+from video_distilled_encoder.errors import MissingExtra
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+"""And what the network is exported in."""
+DYNAMIC_SIZE = True
 OPSET = 20  # the newest without fused Attention, which TensorRT reads only from 10.14 on
 
 
-def write(network: Network, path: Path) -> None:
+def write(network: Network, path: Path, job: Job) -> dict[str, str]:
     """Export the network to `path`.
 
+    Args:
+        network: the network.
+        path: the .onnx file.
+        job: its images give int8 its ranges.
+
+    Returns:
+        What the machine must be like: nothing.
+
     Raises:
-        InputError: onnx or onnxscript is not installed.
+        MissingExtra: a package is not installed.
     """
-    for package in ("onnx", "onnxscript"):
-        _import(package)
-    weight = next(network.parameters())
-    example = torch.zeros(2, 3, *network.size, dtype=weight.dtype, device=weight.device)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        import_package(package)
+    if network.artefact.precision == "int8":
+        with tempfile.TemporaryDirectory() as folder:
+            full = Path(folder) / "full.onnx"
+            write_graph(network, full)
+            quantize(full, path, network.artefact.input, job.calibration_inputs(network.artefact))
+    else:
+        write_graph(network, path)
+    import_package("onnx").checker.check_model(str(path), full_check=True)
+    return {}
+
+
+def write_graph(network: Network, path: Path) -> None:
+    """Export the network as it is."""
+    artefact = network.artefact
     torch.onnx.export(
         network,
-        (example,),
+        (example(network),),
         str(path),
-        input_names=[INPUT],
-        output_names=list(OUTPUTS),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=[artefact.input],
+        output_names=list(artefact.outputs),
+        dynamic_shapes=(dynamic_shapes(network),),
         opset_version=OPSET,
         dynamo=True,
         external_data=False,
         verbose=False,
     )
-    _import("onnx").checker.check_model(str(path), full_check=True)
 
 
-def load(path: Path, device: str = "cpu") -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """Load an ONNX file in ONNX Runtime.
+def example(network: Network) -> Tensor:
+    """Return an input to trace the network with."""
+    artefact = network.artefact
+    batch = artefact.batch[0] if artefact.batch[0] == artefact.batch[2] else 2  # 1 would be taken for a constant
+    shape = artefact.input_shape(batch, artefact.size or artefact.default_size)
+    return torch.zeros(shape, dtype=torch.uint8 if artefact.camera else torch.float32, device=network.device)
+
+
+def dynamic_shapes(network: Network) -> dict[int, Any]:
+    """Return which dimensions of the input are free."""
+    artefact = network.artefact
+    least, _, most = artefact.batch
+    free: dict[int, Any] = {} if least == most else {0: torch.export.Dim("batch", min=1, max=most)}
+    if artefact.size is None:
+        free[2] = artefact.patch_size * torch.export.Dim("rows", min=1, max=256)
+        free[3] = artefact.patch_size * torch.export.Dim("columns", min=1, max=256)
+    return free
+
+
+def quantize(source: Path, target: Path, name: str, calibration: Iterable[Tensor]) -> None:
+    """Write an int8 graph: Q/DQ around the products with weights, symmetric, as TensorRT and OpenVINO want it.
+
+    Weights are quantised by channel, activations by tensor, ranges taken from the calibration inputs.
 
     Args:
-        path: the file.
-        device: "cpu" or "cuda"; never silently another one.
+        source: the float32 graph.
+        target: where to write.
+        name: of the input.
+        calibration: inputs of one image each.
+    """
+    quantization = import_package("onnxruntime.quantization")
+    shapes = import_package("onnxruntime.quantization.shape_inference")
+    prepared = source.with_name("prepared.onnx")
+    shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
 
-    Returns:
-        A function from (B, 3, H, W) pixels to the named outputs, on the CPU.
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        inputs = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.inputs, None)
+            return None if image is None else {name: image.cpu().numpy()}
+
+    quantization.quantize_static(
+        str(prepared),
+        str(target),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        activation_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+
+
+def import_package(package: str) -> Any:
+    """Import an optional package.
 
     Raises:
-        InputError: ONNX Runtime is not installed or lacks the device, or the file cannot be loaded.
+        MissingExtra: it is not installed.
     """
-    runtime = _import("onnxruntime")
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
-    if provider not in runtime.get_available_providers():
-        raise InputError(f"ONNX Runtime has no provider for the device {device!r} here")
-    try:
-        session = runtime.InferenceSession(str(path), providers=[provider])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-        raise InputError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
-    if session.get_providers()[0] != provider:
-        raise InputError(f"ONNX Runtime could not start {provider}; its log above says why")
-    dtype = {"tensor(float16)": torch.float16, "tensor(float)": torch.float32}[session.get_inputs()[0].type]
-    names = [output.name for output in session.get_outputs()]
-
-    def run(pixels: Tensor) -> Mapping[str, Tensor]:
-        outputs = session.run(names, {INPUT: pixels.to("cpu", dtype).numpy()})
-        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
-
-    return run
-
-
-def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingExtra(package, "export") from error
+        raise MissingExtra(package.split(".")[0], "export") from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
+from video_distilled_encoder.runtimes.runtime import Runtime
 
-MIN_COSINE = 0.9999
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99, "int8": 0.95}
+"""Least cosine similarity of any token, by precision."""
+MEAN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.99}
+"""Least mean over tokens."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Parity:
     max_abs: float
     """Largest absolute difference of a number."""
 
+    def badness(self) -> float:
+        """Return what is larger the worse it is; NaN is worst."""
+        return math.inf if math.isnan(self.min_cosine) else 1 - self.mean_cosine
+
+    def passes(self, precision: str) -> bool:
+        """Tell whether it is near enough; NaN is not."""
+        return self.min_cosine >= MIN_COSINE[precision] and self.mean_cosine >= MEAN_COSINE[precision]
+
 
 def compare(reference: Tensor, result: Tensor) -> Parity:
     """Compare two tensors of tokens (..., C)."""
@@ -38,48 +50,83 @@ def compare(reference: Tensor, result: Tensor) -> Parity:
     return Parity(worst, float(cosine.mean()), float((reference - result).abs().max()))
 
 
-def check(
-    encoder: Encoder, size: tuple[int, int], run: Callable[[Tensor], Mapping[str, Tensor]], images: list[Path]
-) -> dict[str, dict[str, float]]:
-    """Run an export on real images, one at a time and as one batch, and compare it with the encoder in fp32.
+def measure(encoder: Encoder, runtime: Runtime, images: Sequence[Tensor]) -> dict[str, Parity]:
+    """Run an export on real images, one at a time and all together, and compare it with the encoder.
 
     Args:
         encoder: the reference, in fp32.
-        size: (height, width) of the export's input.
-        run: (B, 3, H, W) normalised pixels in, named outputs out.
-        images: photographs.
+        runtime: the export, loaded.
+        images: uint8 (3, H, W) each; of the camera's size, if the export takes frames.
 
     Returns:
-        Per output the worst figures seen.
+        Per output the figures of all tokens of both ways.
+    """
+    artefact = runtime.artefact
+    expected: dict[str, list[Tensor]] = {name: [] for name in artefact.outputs}
+    results: dict[str, list[Tensor]] = {name: [] for name in artefact.outputs}
+    for size in sizes(artefact):
+        reference = run_reference(encoder, artefact, images, size)
+        inputs = torch.cat([runtime.preprocess(image, size=size)[0] for image in images])
+        runs = [runtime.run(inputs), *(runtime.run(image) for image in inputs.split(1))]
+        for name in artefact.outputs:
+            expected[name] += 2 * [_tokens(name, reference[name])]
+            results[name] += [_tokens(name, run[name]) for run in runs]
+    return {name: compare(torch.cat(expected[name]), torch.cat(results[name])) for name in artefact.outputs}
+
+
+def sizes(artefact: Artefact) -> list[tuple[int, int]]:
+    """Return the (height, width) of the network's input at which to compare: where it is free, another one too."""
+    if artefact.size is not None:
+        return [artefact.size]
+    height, width = artefact.default_size
+    return [artefact.default_size, (height + artefact.patch_size, width + 3 * artefact.patch_size)]
+
+
+def run_reference(
+    encoder: Encoder, artefact: Artefact, images: Sequence[Tensor], size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return the outputs as the torch encoder gives them, preprocessing included."""
+    crop_mode = artefact.camera.crop_mode if artefact.camera else "center"
+    pixels = torch.cat([encoder.preprocess(image, size=size, crop_mode=crop_mode) for image in images])
+    with torch.no_grad():
+        outputs = encoder(pixels)._asdict()
+        layers = [int(name.removeprefix(LAYER)) for name in artefact.outputs if name.startswith(LAYER)]
+        for number, layer in zip(layers, encoder.intermediate_layers(pixels, layers) if layers else [], strict=True):
+            outputs[f"{LAYER}{number}"] = torch.cat([layer.cls[:, None], layer.patches], dim=1)
+    return outputs
+
+
+def _tokens(name: str, output: Tensor) -> Tensor:
+    """Return an output as (tokens, C)."""
+    return (output.flatten(2).transpose(1, 2) if name == "grid" else output).flatten(0, -2).cpu()
+
+
+def require(figures: Mapping[str, Parity], layers: Mapping[str, Parity], precision: str) -> None:
+    """Let pass what is near enough.
+
+    Args:
+        figures: of the export's outputs.
+        layers: of the blocks, to name the worst.
+        precision: of the export.
 
     Raises:
-        InputError: a token's cosine is below 0.9999.
+        InputError: an output's smallest or mean cosine is below what the precision must reach.
     """
-    pixels = encoder.preprocess([open_image(path) for path in images], size=size)
-    with torch.no_grad():
-        expected = encoder(pixels)._asdict()
-    figures: dict[str, Parity] = {}
-    for batch, rows in [(pixels, slice(None)), *((pixels[i : i + 1], slice(i, i + 1)) for i in range(len(pixels)))]:
-        for name, result in run(batch).items():
-            reference = expected[name][rows]
-            if name == "grid":
-                reference, result = (grid.flatten(2).transpose(1, 2) for grid in (reference, result))
-            figures[name] = _worse(figures.get(name), compare(reference, result))
-    failed = {name: parity for name, parity in figures.items() if not parity.min_cosine >= MIN_COSINE}
-    if failed:
-        detail = ", ".join(f"{name} {parity.min_cosine:.6f}" for name, parity in failed.items())
-        raise InputError(
-            f"the export differs from torch: smallest cosine of a token {detail}, at least {MIN_COSINE} is required; "
-            "nothing was written. Try --precision fp32"
-        )
-    return {name: asdict(parity) for name, parity in figures.items()}
-
-
-def _worse(one: Parity | None, other: Parity) -> Parity:
-    if one is None:
-        return other
-    return Parity(
-        other.min_cosine if not other.min_cosine >= one.min_cosine else one.min_cosine,
-        min(one.mean_cosine, other.mean_cosine),
-        max(one.max_abs, other.max_abs),
+    failed = {name: parity for name, parity in figures.items() if not parity.passes(precision)}
+    if not failed:
+        return
+    detail = ", ".join(f"{name} {p.min_cosine:.6f} (mean {p.mean_cosine:.6f})" for name, p in failed.items())
+    worst = sorted(layers, key=lambda name: layers[name].badness(), reverse=True)
+    first = next((name for name, parity in layers.items() if not parity.passes(precision)), None)
+    named = ", ".join(f"{name} {layers[name].mean_cosine:.6f}" for name in worst[:3])
+    raise InputError(
+        f"the export differs from torch: smallest cosine of a token {detail}, of {precision} {MIN_COSINE[precision]} "
+        f"(mean {MEAN_COSINE[precision]}) is required; "
+        + (f"first block too far off {first}, worst by mean cosine {named}; " if first else "")
+        + "nothing was written. Try a higher --precision"
     )
+
+
+def as_facts(figures: Mapping[str, Parity]) -> dict[str, dict[str, float]]:
+    """Return the figures as JSON holds them."""
+    return {name: asdict(parity) for name, parity in figures.items()}

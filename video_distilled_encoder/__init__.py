@@ -8,5 +8,7 @@
 from video_distilled_encoder.encoder import Encoder, EncoderOutput
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
+from video_distilled_encoder.runtimes import Runtime, load_runtime
+from video_distilled_encoder.stream import Stream
 
-__all__ = ["Encoder", "EncoderOutput", "InputError", "ModelConfig"]
+__all__ = ["Encoder", "EncoderOutput", "InputError", "ModelConfig", "Runtime", "Stream", "load_runtime"]

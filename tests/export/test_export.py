@@ -1,88 +1,256 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from export import cli, parity  # noqa: E402
-from export import onnx as onnx_format  # noqa: E402
-from export.network import Network  # noqa: E402
-from video_distilled_encoder import Encoder, InputError  # noqa: E402
+from export import cli, parity, pipeline  # noqa: E402
+from export.network import Network, cubic_weights  # noqa: E402
+from export.pipeline import SUFFIXES, export  # noqa: E402
+from video_distilled_encoder import Encoder, InputError, load_runtime  # noqa: E402
 from video_distilled_encoder.files import sha256  # noqa: E402
-from video_distilled_encoder.preprocessing import bundled_photographs  # noqa: E402
+from video_distilled_encoder.preprocessing import bundled_photographs, open_image  # noqa: E402
+from video_distilled_encoder.runtimes import tensorrt as engines  # noqa: E402
+from video_distilled_encoder.runtimes.artefact import Camera  # noqa: E402
+
+SIZE = (64, 96)
+# How far the cosine of a token may be from 1, by precision, on a network of random weights.
+TOLERANCE = {"fp32": 1e-6, "fp16": 1e-5, "bf16": 1e-3, "int8": 0.02}
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_directory, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "encoder.onnx"
-    facts = cli.export(tiny_directory, out, size=(96, 160))
-    return out, facts
+def exported(shallow_directory, tmp_path_factory):
+    """Export once in a format and precision; skips where it cannot run."""
+    done = {}
+
+    def get(format, precision="fp32"):
+        if format == "openvino":
+            pytest.importorskip("openvino")
+        key = (format, precision)
+        if key not in done:
+            out = tmp_path_factory.mktemp("export") / f"encoder{SUFFIXES[format]}"
+            try:
+                done[key] = (
+                    out,
+                    export(
+                        shallow_directory,
+                        out,
+                        format=format,
+                        precision=precision,
+                        size=SIZE,
+                        batch=(1, 1, 3),
+                        layer_parity=False,
+                    ),
+                )
+            except InputError as error:
+                if "does not compute in bf16" in str(error) or "C++ compiler" in str(error):
+                    pytest.skip(str(error))
+                raise
+        return done[key]
+
+    return get
 
 
-def test_the_export_gives_torchs_features_at_any_batch(exported, tiny_directory, photograph):
-    out, _ = exported
-    encoder = Encoder.from_pretrained(tiny_directory)
-    run = onnx_format.load(out)
-    pixels = encoder.preprocess([photograph] * 3, size=(96, 160)) * torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1, 1)
-    for batch in (pixels[:1], pixels):
-        expected = encoder(pixels)
-        for name, result in run(batch).items():
-            assert torch.allclose(result, getattr(expected, name)[: len(batch)], atol=1e-4), name
+def cosine(a, b):
+    return F.cosine_similarity(a.double(), b.double(), dim=-1).min().item()
 
 
-def test_the_file_is_typed_fixed_in_size_and_dynamic_in_batch(exported):
-    model = onnx.load(exported[0])
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [
+        *itertools.product(["onnx"], ["fp32", "fp16", "int8"]),
+        *itertools.product(["openvino"], ["fp32", "fp16", "bf16", "int8"]),
+        ("aoti", "fp32"),
+    ],
+)
+def test_every_format_gives_torchs_features(exported, shallow_directory, photograph, format, precision):
+    out, artefact = exported(format, precision)
+    encoder, runtime = Encoder.from_pretrained(shallow_directory), load_runtime(out)
+    images = np.stack([np.asarray(open_image(photograph))] * 5) // np.array([1, 2, 3, 4, 5]).reshape(5, 1, 1, 1)
+    images = images.astype(np.uint8)
+    expected = encoder.encode(images, size=SIZE)
+    for count in (1, 3, 5):  # the largest batch is 3
+        got = runtime.encode(images[:count])
+        assert got.cls.shape == (count, 64)
+        assert got.grid.shape == (count, 64, 4, 6)
+        assert cosine(got.cls, expected.cls[:count]) > 1 - TOLERANCE[precision]
+        assert cosine(got.patches, expected.patches[:count]) > 1 - TOLERANCE[precision]
+        assert torch.equal(got.grid.flatten(2).transpose(1, 2), got.patches)
+    assert artefact.facts["parity"]["patches"]["min_cosine"] > 1 - TOLERANCE[precision]
+
+
+def test_the_graph_is_typed_fixed_in_size_and_dynamic_in_batch(exported):
+    model = onnx.load(exported("onnx")[0])
     ((batch, *sides),) = [i.type.tensor_type.shape.dim for i in model.graph.input]
     assert batch.dim_param == "batch"
-    assert [side.dim_value for side in sides] == [3, 96, 160]
+    assert [side.dim_value for side in sides] == [3, *SIZE]
     assert [output.name for output in model.graph.output] == ["cls", "patches", "grid"]
     assert "Resize" not in {node.op_type for node in model.graph.node}
     assert model.opset_import[0].version == 20
 
 
-def test_the_sidecar_states_the_facts(exported, tiny_directory):
-    out, facts = exported
+def test_half_precision_is_typed(exported):
+    model = onnx.load(exported("onnx", "fp16")[0])
+    large = [t for t in model.graph.initializer if np.prod(t.dims) > 16 and t.data_type != onnx.TensorProto.INT64]
+    assert {t.data_type for t in large} == {onnx.TensorProto.FLOAT16}
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_int8_is_explicit_symmetric_and_by_channel(exported):
+    out, _ = exported("onnx", "int8")
+    graph = onnx.load(out).graph
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
+    weights = [node for node in dequantized if values[node.input[0]].ndim == 2]
+    assert len(weights) == 3 * 4  # qkv, proj and both layers of the MLP
+    assert all(values[node.input[0]].dtype == np.int8 and values[node.input[1]].size >= 64 for node in weights)
+    assert all(not values[node.input[2]].any() for node in (*quantized, *weights))
+    assert out.stat().st_size < 0.45 * exported("onnx")[0].stat().st_size
+
+
+def test_the_json_states_the_facts(exported, shallow_directory):
+    out, artefact = exported("onnx")
     stored = json.loads((out.parent / "encoder.onnx.json").read_text())
-    assert stored == facts
-    assert stored["sha256"] == sha256(out)
-    assert stored["model"]["weights_sha256"] == sha256(tiny_directory / "model.safetensors")
-    assert set(stored["parity"]) == {"cls", "patches", "grid"}
-    assert all(figures["min_cosine"] >= 0.9999 for figures in stored["parity"].values())
-    assert len(stored["parity_images"]) == 4
+    assert stored["files"] == {"encoder.onnx": sha256(out)}
+    assert stored["facts"]["model"]["weights_sha256"] == sha256(shallow_directory / "model.safetensors")
+    assert set(stored["facts"]["parity"]) == {"cls", "patches", "grid"}
+    assert stored["facts"]["parity_images"] == len(bundled_photographs())
+    assert stored["facts"]["latency_ms"]["median"] <= stored["facts"]["latency_ms"]["p99"]
+    assert load_runtime(out).artefact == artefact
 
 
-def test_half_precision_is_typed(tiny_directory, tmp_path):
-    cli.export(tiny_directory, tmp_path / "half.onnx", precision="fp16", size=(64, 64))
-    model = onnx.load(tmp_path / "half.onnx")
-    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
-    assert {t.data_type for t in model.graph.initializer} <= {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
+@pytest.mark.parametrize(("layout", "crop_mode"), [("NHWC", "center"), ("NCHW", "squash")])
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_camera_frames_are_preprocessed_inside(shallow_directory, tmp_path, photograph, format, layout, crop_mode):
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    out = tmp_path / f"camera{SUFFIXES[format]}"
+    camera = Camera(270, 480, layout, crop_mode)
+    export(shallow_directory, out, format=format, size=SIZE, camera=camera, layer_parity=False)
+    frame = np.asarray(open_image(photograph).resize((480, 270)))
+    expected = Encoder.from_pretrained(shallow_directory).encode(frame, size=SIZE, crop_mode=crop_mode)
+    runtime = load_runtime(out)
+    got = runtime.encode(frame)
+    assert cosine(got.patches, expected.patches) > 0.99999
+    raw = torch.from_numpy(frame.copy())[None]
+    assert torch.equal(runtime.run(raw if layout == "NHWC" else raw.permute(0, 3, 1, 2))["cls"], got.cls)
+    if format == "onnx":
+        operations = {node.op_type for node in onnx.load(out).graph.node}
+        assert "Resize" not in operations  # TensorRT cannot read it
+    with pytest.raises(InputError, match="takes frames of 270x480, got 480x854"):
+        runtime.encode(photograph)
+    with pytest.raises(InputError, match="takes uint8 frames"):
+        runtime.run(torch.zeros(1, 270, 480, 3))
+    with pytest.raises(InputError, match="leave size and crop_mode out"):
+        runtime.encode(frame, size=128)
 
 
-def test_an_export_that_differs_is_refused_and_not_written(tiny_directory, tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_dynamic_size(shallow_directory, tmp_path, photograph, format):
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    out = tmp_path / f"any{SUFFIXES[format]}"
+    export(shallow_directory, out, format=format, size=SIZE, dynamic_size=True, layer_parity=False)
+    encoder, runtime = Encoder.from_pretrained(shallow_directory), load_runtime(out)
+    for size, crop_mode in (((64, 96), "center"), ((128, 48), "squash"), (80, "whole")):
+        expected = encoder.encode(photograph, size=size, crop_mode=crop_mode)
+        got = runtime.encode(photograph, size=size, crop_mode=crop_mode)
+        assert got.grid.shape == expected.grid.shape
+        assert cosine(got.patches, expected.patches) > 0.99999
+    with pytest.raises(InputError, match="height 100 is not a multiple of the patch size"):
+        runtime.run(torch.zeros(1, 3, 100, 96))
+
+
+def test_chosen_outputs_and_layers(shallow_directory, tmp_path, photograph):
+    out = tmp_path / "layers.onnx"
+    export(shallow_directory, out, size=SIZE, outputs=("grid", "layer_0", "cls", "layer_2"), layer_parity=False)
+    encoder, runtime = Encoder.from_pretrained(shallow_directory), load_runtime(out)
+    pixels = encoder.preprocess(photograph, size=SIZE)
+    assert list(runtime.run(pixels)) == ["grid", "layer_0", "cls", "layer_2"]
+    for got, expected in zip(
+        runtime.intermediate_layers(pixels), encoder.intermediate_layers(pixels, [0, 2]), strict=True
+    ):
+        for one, other in zip(got, expected, strict=True):
+            assert torch.allclose(one, other, atol=1e-4)
+    assert torch.allclose(runtime(pixels).patches, encoder(pixels).patches, atol=1e-4)
+    export(shallow_directory, out, size=SIZE, outputs=("cls",), layer_parity=False)
+    only_cls = load_runtime(out)
+    with pytest.raises(InputError, match="holds cls only"):
+        only_cls(pixels)
+    with pytest.raises(InputError, match="no intermediate layers"):
+        only_cls.intermediate_layers(pixels)
+
+
+def test_auto_keeps_the_fastest_that_passes(shallow_directory, tmp_path, monkeypatch):
+    def fussy(figures, layers, precision):
+        if precision == "fp16":
+            raise InputError("not near enough")
+
+    said = []
+    monkeypatch.setattr(parity, "require", fussy)
+    monkeypatch.setattr(pipeline, "time_run", lambda runtime: times(runtime.artefact.precision))
+    out = tmp_path / "e.onnx"
+    artefact = export(shallow_directory, out, precision="auto", size=SIZE, layer_parity=False, progress=said.append)
+    assert artefact.precision == "int8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.onnx", "e.onnx.json"]
+    assert load_runtime(out).artefact.precision == "int8"
+    assert "fp16: not near enough" in said
+    assert any(line.startswith("bf16: e.onnx cannot be loaded by ONNX Runtime") for line in said)
+
+
+def times(precision):
+    median = {"fp16": 1.0, "int8": 2.0, "fp32": 3.0}[precision]
+    return pipeline.latency.Latency(median, median, median, median)
+
+
+def test_an_export_that_differs_is_refused_and_not_written(shallow_directory, tmp_path, monkeypatch):
     class Off(Network):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             with torch.no_grad():
-                self.encoder.backbone.norm.bias[:8] += 0.3
+                self.backbone.blocks[1].mlp.fc2.bias[:20] += 3
 
-    monkeypatch.setattr(cli, "Network", Off)
-    with pytest.raises(InputError, match=r"differs from torch: smallest cosine of a token cls 0\.99"):
-        cli.export(tiny_directory, tmp_path / "bad.onnx", size=(64, 64))
+    monkeypatch.setattr(pipeline, "Network", Off)
+    with pytest.raises(
+        InputError, match=r"differs from torch: .*cls -?0\..*first block too far off layer_1, worst .*0\."
+    ):
+        export(shallow_directory, tmp_path / "bad.onnx", size=SIZE)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_not_a_number_never_passes(tiny):
-    def run(pixels):
-        out = tiny(pixels)._asdict()
-        out["patches"] = out["patches"].clone()
-        out["patches"][0, 3] = float("nan")
-        return {name: value.detach() for name, value in out.items()}
+def test_every_block_is_compared(shallow_directory, tmp_path):
+    artefact = export(shallow_directory, tmp_path / "e.onnx", size=SIZE, precision="fp16")
+    assert list(artefact.facts["layer_parity"]) == [f"layer_{number}" for number in range(3)]
+    assert all(0.999 < figures["min_cosine"] < 1 for figures in artefact.facts["layer_parity"].values())
 
-    with pytest.raises(InputError, match="patches nan"):
-        parity.check(tiny, (64, 64), run, bundled_photographs())
+
+def test_not_a_number_never_passes(exported, shallow_directory):
+    runtime = load_runtime(exported("onnx")[0])
+    right = runtime.run
+
+    def run(inputs):
+        outputs = right(inputs)
+        outputs["patches"][0, 3] = float("nan")
+        return outputs
+
+    runtime.run = run
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    figures = parity.measure(Encoder.from_pretrained(shallow_directory), runtime, [image, image])
+    with pytest.raises(
+        InputError,
+        match=r"patches nan .*; first block too far off layer_0, worst by mean cosine layer_1 nan, layer_0 0\.98",
+    ):
+        parity.require(
+            figures,
+            {"layer_0": parity.Parity(0.9, 0.98, 1.0), "layer_1": parity.Parity(*[float("nan")] * 3)},
+            "int8",
+        )
 
 
 def test_compare_against_numpy():
@@ -95,20 +263,63 @@ def test_compare_against_numpy():
     assert got.max_abs == pytest.approx(np.abs(a - b).max())
 
 
-def test_command(run_command, tiny_directory, tmp_path, capsys):
+def test_command(run_command, shallow_directory, tmp_path, capsys):
     out = tmp_path / "e.onnx"
-    assert run_command(cli.main, "--format", "onnx", "--model", tiny_directory, "--out", out, "--size", "64") is None
-    assert "cosine min" in capsys.readouterr().out
-    error = run_command(cli.main, "--format", "onnx", "--model", tiny_directory, "--out", out, "--size", "100x64")
-    assert "height 100 is not a multiple of the patch size 16; nearest: 96 and 112" in error
-    assert "is a directory" in run_command(cli.main, "--format", "onnx", "--model", tiny_directory, "--out", tmp_path)
-    assert "neither a directory" in run_command(cli.main, "--format", "onnx", "--model", "nothing", "--out", out)
+    fine = ("--format", "onnx", "--model", shallow_directory, "--out", out)
+    assert run_command(cli.main, *fine, "--size", "64x96", "--batch", "2", "--no-layer-parity") is None
+    printed = capsys.readouterr().out
+    assert "cosine min 1.0000000" in printed
+    assert "at batch 2" in printed
+    assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    assert load_runtime(out).encode(torch.zeros(3, 3, 64, 96)).cls.shape == (3, 64)
 
 
-def test_a_damaged_file_and_a_missing_provider_are_one_sentence(exported, tmp_path):
-    bad = tmp_path / "bad.onnx"
-    bad.write_bytes(exported[0].read_bytes()[:5000])
-    with pytest.raises(InputError, match=r"bad\.onnx cannot be loaded by ONNX Runtime"):
-        onnx_format.load(bad)
-    with pytest.raises(InputError, match="no provider for the device 'tpu'"):
-        onnx_format.load(exported[0], device="tpu")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "100x64"], "height 100 is not a multiple of the patch size 16; nearest: 96 and 112"),
+        (["--out", "."], "is a directory"),
+        (["--out", "e.bin"], "should end in .onnx"),
+        (["--model", "nothing"], "neither a directory"),
+        (["--batch", "4:2:8"], "a batch range is smallest:usual:largest"),
+        (["--outputs", "cls", "head"], "outputs are one or more of cls, patches, grid, layer_0 … layer_2, each once"),
+        (["--outputs", "layer_3"], "outputs are one or more of"),
+        (["--uint8-input", "64x96", "--dynamic-size"], "an input of camera frames needs one fixed size"),
+        (["--calibration", "nowhere"], "nowhere holds no images"),
+        (["--device", "cuda"], "device 'cuda'"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(run_command, shallow_directory, tmp_path, arguments, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fine = ("--format", "onnx", "--model", shallow_directory, "--out", "e.onnx")
+    assert message in run_command(cli.main, *fine, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_format_lacks_is_said(shallow_directory, tmp_path):
+    with pytest.raises(InputError, match=r"aoti takes no precision int8; it has fp32, fp16, bf16 and auto"):
+        export(shallow_directory, tmp_path / "e.pt2", format="aoti", precision="int8")
+    with pytest.raises(InputError, match="the format aoti needs one fixed size"):
+        export(shallow_directory, tmp_path / "e.pt2", format="aoti", dynamic_size=True)
+
+
+@pytest.mark.parametrize(("source", "target"), [(14, 20), (14, 14), (14, 9), (3, 40), (24, 2)])
+def test_position_weights_are_torchs_filter(source, target):
+    lines = torch.randn(1, 1, source, 5, dtype=torch.double)
+    expected = F.interpolate(lines, (target, 5), mode="bicubic", antialias=True)
+    assert torch.allclose(cubic_weights(source, target, lines) @ lines, expected, atol=1e-5)
+
+
+def test_without_tensorrt_the_graph_and_the_command_are_left(run_command, shallow_directory, tmp_path):
+    if engines.available():
+        pytest.skip("TensorRT is installed")
+    out = tmp_path / "e.engine"
+    fine = ("--format", "tensorrt", "--model", shallow_directory, "--out", out, "--size", "64", "--batch", "1:2:4")
+    error = run_command(cli.main, *fine, "--precision", "fp16", "--no-layer-parity", "--workspace", "2")
+    assert "TensorRT is not installed here, so no engine was built, only its graph" in error
+    assert "trtexec --onnx=e.onnx --saveEngine=e.engine --stronglyTyped" in error
+    assert "--optShapes=pixel_values:2x3x64x64" in error
+    assert "--memPoolSize=workspace:2048" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.onnx", "e.onnx.json"]
+    assert load_runtime(tmp_path / "e.onnx").artefact.precision == "fp16"
+    assert "name a --precision" in run_command(cli.main, *fine, "--precision", "auto")

@@ -1,0 +1,51 @@
+"""AOTInductor: a .pt2 package of compiled code, for Python and C++ programs that link torch; a C++ compiler is needed.
+
+It is compiled for the device the encoder lies on, and runs on such a machine with such a torch only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from export.job import Job
+from export.network import Network
+from export.onnx import dynamic_shapes, example
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.runtimes.artefact import machine
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DYNAMIC_SIZE = False
+
+
+def write(network: Network, path: Path, job: Job) -> dict[str, str]:
+    """Compile the network to `path`.
+
+    Args:
+        network: the network.
+        path: the .pt2 file.
+        job: not used.
+
+    Returns:
+        What the machine must be like.
+
+    Raises:
+        InputError: it cannot be compiled here.
+    """
+    device = network.device
+    # Freezing packs the weights for the CPU's own kernels.
+    settings = {"freezing": True} if device.type == "cpu" else {"max_autotune": True}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (example(network),), dynamic_shapes=(dynamic_shapes(network),))
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    except Exception as error:  # compilers fail in their own ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"AOTInductor cannot compile the network here: {lines[0]}; is a C++ compiler installed?"
+        ) from error
+    made_for = {**machine(), "device": device.type}
+    if device.type == "cuda":
+        made_for["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    return made_for

@@ -1,0 +1,73 @@
+"""What an export is made from: the encoder, real images, and what is the same for every precision tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from video_distilled_encoder import Encoder
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.runtimes.artefact import Artefact, Camera
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+PARITY_IMAGES = 8
+CALIBRATION_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an export is made from."""
+
+    name: str
+    """Of the model."""
+    encoder: Encoder
+    """In fp32, on the device the export is for."""
+    weights_sha256: str
+    images: list[Path]
+    """Real photographs, for parity and calibration."""
+    device: str = "cpu"
+    layer_parity: bool = True
+    """Compare every block too, in a second export."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Options of a TensorRT build."""
+    progress: Callable[[str], None] = lambda line: None
+    """Told what is being done."""
+
+    def photographs(self, camera: Camera | None, limit: int = PARITY_IMAGES) -> list[Tensor]:
+        """Return images spread evenly over all, (3, H, W) uint8, of the camera's size if there is one."""
+        return list(self._photographs(camera, limit))
+
+    def calibration_inputs(self, artefact: Artefact) -> Iterator[Tensor]:
+        """Yield inputs of the export, one real image each."""
+        for image in self._photographs(artefact.camera, CALIBRATION_IMAGES):
+            if artefact.camera is None:
+                yield self.encoder.preprocess(image, size=artefact.size or artefact.default_size)
+            else:
+                yield (image.movedim(0, -1).contiguous() if artefact.camera.layout == "NHWC" else image)[None]
+
+    def _photographs(self, camera: Camera | None, limit: int) -> Iterator[Tensor]:
+        count = min(limit, len(self.images))
+        for number in range(count):
+            image = open_image(self.images[number * len(self.images) // count])
+            if camera:
+                image = image.resize((camera.width, camera.height))
+            yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images in a folder and the folders in it.
+
+    Raises:
+        InputError: there are none.
+    """
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder of real ones")
+    return images

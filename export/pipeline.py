@@ -1,0 +1,254 @@
+"""Write an export, reload it in its runtime, compare it with torch, time it; it stays only if it passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export import aoti, latency, onnx, openvino, parity, tensorrt
+from export.job import Job, find_images
+from export.network import Network
+from video_distilled_encoder import Encoder, model_directory, runtimes
+from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.hub import find_model
+from video_distilled_encoder.preprocessing import bundled_photographs, check_size
+from video_distilled_encoder.runtimes import tensorrt as engines
+from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, Artefact, Camera, sidecar
+from video_distilled_encoder.runtimes.runtime import Runtime
+
+FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino, "aoti": aoti, "tensorrt": tensorrt}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
+_PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt")
+
+
+def export(
+    model: str | Path,
+    out: Path,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    dynamic_size: bool = False,
+    batch: tuple[int, int, int] = (1, 1, 16),
+    outputs: Sequence[str] = FEATURES,
+    camera: Camera | None = None,
+    calibration: Path | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+    layer_parity: bool = True,
+    engine: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Artefact:
+    """Export an encoder; returns the facts that the JSON beside it holds.
+
+    Args:
+        model: model directory, bundled release or Hub name.
+        out: the file to write.
+        format: one of `FORMATS`.
+        precision: one of the format's `PRECISIONS`, or "auto": the fastest here that passes.
+        size: (height, width) of the network's input; the model's own by default.
+        dynamic_size: any height and width (ONNX, OpenVINO).
+        batch: smallest, usual and largest.
+        outputs: names, see `Artefact.outputs`.
+        camera: take uint8 frames and preprocess them inside.
+        calibration: folder of images of the user's own, for parity and int8's ranges.
+        device: where it is to run, "cpu" or "cuda".
+        revision: of a model on the Hub.
+        layer_parity: measure every block too; takes a second export.
+        engine: options of a TensorRT build, see `runtimes.tensorrt.BuildOptions`.
+        progress: told what is being done.
+
+    Raises:
+        InputError: something asked for does not fit, a package is missing, or the export fails the parity gate; `out`
+            is not touched then.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a directory; give the file to write, such as {out / 'encoder'}{SUFFIXES[format]}")
+    if out.suffix != SUFFIXES[format]:
+        raise InputError(f"{out} should end in {SUFFIXES[format]}, as {format} files do")
+    directory = find_model(model, revision=revision)
+    encoder = Encoder.from_pretrained(directory, device=device)
+    images = find_images(calibration) if calibration else bundled_photographs()
+    job = Job(
+        name=str(model),
+        encoder=encoder,
+        weights_sha256=model_directory.weights_sha256(directory),
+        images=images,
+        device=device,
+        layer_parity=layer_parity,
+        engine=engine or {},
+        progress=progress,
+    )
+    artefact = Artefact(
+        format=format,
+        precision=precision,
+        size=None if dynamic_size else size or encoder.image_size,
+        default_size=size or encoder.image_size,
+        batch=batch,
+        camera=camera,
+        outputs=tuple(outputs),
+        embed_dim=encoder.embed_dim,
+        patch_size=encoder.patch_size,
+        mean=encoder.config.mean,
+        std=encoder.config.std,
+        interpolation=encoder.config.interpolation,
+        crop_pct=encoder.config.crop_pct,
+    )
+    check(artefact, encoder)
+    if format == "tensorrt" and not engines.available():
+        raise InputError(without_tensorrt(job, artefact, out))
+    with atomic_directory(out.parent) as staging:
+        if precision == "auto":
+            return fastest(job, artefact, staging / out.name)
+        return produce(job, artefact, staging / out.name)
+
+
+def check(artefact: Artefact, encoder: Encoder) -> None:
+    """Refuse what cannot be exported, before work begins.
+
+    Raises:
+        InputError: options contradict one another or the model.
+    """
+    module = FORMATS[artefact.format]
+    check_size(artefact.default_size, artefact.patch_size)
+    if artefact.precision not in (*module.PRECISIONS, "auto"):
+        known = ", ".join(module.PRECISIONS)
+        raise InputError(f"{artefact.format} takes no precision {artefact.precision}; it has {known} and auto")
+    if artefact.size is None and (artefact.camera or not module.DYNAMIC_SIZE):
+        what = "an input of camera frames" if artefact.camera else f"the format {artefact.format}"
+        raise InputError(f"{what} needs one fixed size; give --size HEIGHTxWIDTH without --dynamic-size")
+    least, usual, most = artefact.batch
+    if not 1 <= least <= usual <= most:
+        raise InputError(
+            f"a batch range is smallest:usual:largest, in this order and from 1; got {least}:{usual}:{most}"
+        )
+    depth = len(encoder.backbone.blocks)
+    known_outputs = {*FEATURES, *(f"{LAYER}{number}" for number in range(depth))}
+    wrong = [name for name in artefact.outputs if name not in known_outputs]
+    if wrong or not artefact.outputs or len(set(artefact.outputs)) < len(artefact.outputs):
+        raise InputError(
+            f"outputs are one or more of {', '.join(FEATURES)}, {LAYER}0 … {LAYER}{depth - 1}, each once; "
+            f"got {', '.join(artefact.outputs) or 'none'}"
+        )
+
+
+def without_tensorrt(job: Job, artefact: Artefact, out: Path) -> str:
+    """Write the typed graph that TensorRT reads, proven in ONNX Runtime; returns how to build the engine elsewhere."""
+    if artefact.precision == "auto":
+        raise InputError("TensorRT is not installed here, so nothing can be timed; name a --precision, such as fp16")
+    graph = out.with_suffix(SUFFIXES["onnx"])
+    with atomic_directory(out.parent) as staging:
+        produce(job, dataclasses.replace(artefact, format="onnx"), staging / graph.name)
+    command = engines.build_command(graph.name, out.name, tensorrt.build_options(artefact, job))
+    return (
+        f"TensorRT is not installed here, so no engine was built, only its graph, {graph}. On the machine with the GPU "
+        "run pip install 'video_distilled_encoder[tensorrt]' and this command again, which also compares the engine "
+        f"with torch; or build an engine for your own code: {command}"
+    )
+
+
+def fastest(job: Job, artefact: Artefact, path: Path) -> Artefact:
+    """Export in every precision of the format and keep the fastest of those that pass.
+
+    Raises:
+        InputError: none passes.
+    """
+    passed: dict[Path, Artefact] = {}
+    failures = []
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for precision in FORMATS[artefact.format].PRECISIONS:
+            trial = Path(folder) / precision / path.name
+            trial.parent.mkdir()
+            try:
+                done = produce(job, dataclasses.replace(artefact, precision=precision), trial)
+            except MissingExtra:
+                raise
+            except InputError as error:
+                job.progress(f"{precision}: {error}")
+                failures.append(f"{precision}: {error}")
+                continue
+            job.progress(f"{precision}: {done.facts['latency_ms']['median']:.1f} ms")
+            passed[trial.parent] = done
+        if not passed:
+            raise InputError(f"no precision passes here ({'; '.join(failures)})")
+        chosen = min(passed, key=lambda place: passed[place].facts["latency_ms"]["median"])
+        for file in chosen.iterdir():
+            file.rename(path.parent / file.name)
+    return passed[chosen]
+
+
+def produce(job: Job, artefact: Artefact, path: Path) -> Artefact:
+    """Write one export into a folder of its own, with its JSON, and prove it.
+
+    Raises:
+        InputError: it fails the parity gate, or a package is missing.
+    """
+    job.progress(f"{artefact.precision}: writing {artefact.format}")
+    artefact, runtime = write(job, artefact, path)
+    job.progress(f"{artefact.precision}: comparing with torch")
+    images = job.photographs(artefact.camera)
+    figures = parity.measure(job.encoder, runtime, images)
+    layers: dict[str, parity.Parity] = {}
+    if job.layer_parity:
+        job.progress(f"{artefact.precision}: comparing every block")
+        layers = measure_layers(job, artefact, images)
+    parity.require(figures, layers, artefact.precision)
+    facts = {
+        "model": {"name": job.name, "weights_sha256": job.weights_sha256},
+        "parity": parity.as_facts(figures),
+        "layer_parity": parity.as_facts(layers),
+        "parity_images": len(images),
+        "latency_ms": asdict(time_run(runtime)),
+        "device": str(runtime.device),
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+    artefact = dataclasses.replace(artefact, facts=facts)
+    artefact.write(sidecar(path))
+    return artefact
+
+
+def write(job: Job, artefact: Artefact, path: Path) -> tuple[Artefact, Runtime]:
+    """Write an export and its JSON, and load it in its runtime."""
+    module = FORMATS[artefact.format]
+    network = Network(job.encoder, artefact, module.PRECISIONS[artefact.precision])
+    made_for = module.write(network, path, job)
+    files = {file.name: sha256(file) for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.is_file()}
+    artefact = dataclasses.replace(artefact, files=files, made_for=made_for)
+    artefact.write(sidecar(path))
+    return artefact, runtimes.load_runtime(path, job.device)
+
+
+def measure_layers(job: Job, artefact: Artefact, images: list[Tensor]) -> dict[str, parity.Parity]:
+    """Export once more with every block as an output, and compare these."""
+    depth = len(job.encoder.backbone.blocks)
+    every = dataclasses.replace(artefact, outputs=tuple(f"{LAYER}{number}" for number in range(depth)))
+    with tempfile.TemporaryDirectory() as folder:
+        _, runtime = write(job, every, Path(folder) / f"layers{SUFFIXES[artefact.format]}")
+        return parity.measure(job.encoder, runtime, images)
+
+
+def time_run(runtime: Runtime) -> latency.Latency:
+    """Time the export at its usual batch."""
+    artefact = runtime.artefact
+    shape = artefact.input_shape(artefact.batch[1], artefact.size or artefact.default_size)
+    inputs = torch.zeros(shape, dtype=torch.uint8 if artefact.camera else torch.float32, device=runtime.device)
+    return latency.measure(lambda: runtime.run(inputs))
+
+
+def _version(package: str) -> Any:
+    for name in (package, f"{package}-gpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,50 @@
+"""TensorRT engines: built on the GPU they are for, of the same typed ONNX that `--format onnx` writes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from export import onnx
+from export.job import Job
+from export.network import Network
+from export.onnx import PRECISIONS as PRECISIONS
+from video_distilled_encoder.runtimes import tensorrt
+from video_distilled_encoder.runtimes.artefact import Artefact
+from video_distilled_encoder.runtimes.cuda_graph import cuda_device
+
+DYNAMIC_SIZE = False
+
+
+def write(network: Network, path: Path, job: Job) -> dict[str, str]:
+    """Build an engine of the network.
+
+    Args:
+        network: the network.
+        path: the .engine file.
+        job: the device, and the options of the build.
+
+    Returns:
+        What the machine must be like.
+
+    Raises:
+        InputError: TensorRT is not installed (`MissingExtra`) or cannot build the network, or the device is no GPU.
+    """
+    options = build_options(network.artefact, job)
+    tensorrt.require()
+    device = cuda_device(job.device)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "encoder.onnx"
+        onnx.write(network, graph, job)
+        path.write_bytes(tensorrt.build(graph, options, device))
+    return tensorrt.made_for(options, device)
+
+
+def build_options(artefact: Artefact, job: Job) -> tensorrt.BuildOptions:
+    """Return how the engine of an export is built.
+
+    Raises:
+        InputError: an option is out of its range.
+    """
+    shape = artefact.input_shape(1, artefact.size or artefact.default_size)[1:]
+    return tensorrt.BuildOptions(batch=artefact.batch, input_name=artefact.input, input_shape=shape, **job.engine)

@@ -1,0 +1,179 @@
+import gc
+import json
+import os
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime")
+
+from export.pipeline import SUFFIXES, export
+from video_distilled_encoder import Encoder, InputError, load_runtime
+from video_distilled_encoder.runtimes import artefact as artefacts
+
+FORMATS = ["onnx", "openvino", "aoti"]
+
+
+@pytest.fixture(scope="module")
+def exported(shallow_directory, tmp_path_factory):
+    done = {}
+
+    def get(format):
+        if format == "openvino":
+            pytest.importorskip("openvino")
+        if format not in done:
+            out = tmp_path_factory.mktemp("export") / f"encoder{SUFFIXES[format]}"
+            try:
+                export(shallow_directory, out, format=format, size=(32, 32), batch=(1, 1, 4))
+            except InputError as error:
+                if "C++ compiler" in str(error):
+                    pytest.skip(str(error))
+                raise
+            done[format] = out
+        return done[format]
+
+    return get
+
+
+def resident():
+    """Memory of this process in MiB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("format", FORMATS)
+def test_ten_thousand_calls_neither_grow_nor_drift(exported, one_thread, format):
+    runtime = load_runtime(exported(format), threads=1)
+    pixels = torch.randn(2, 3, 32, 32)
+    first = runtime.run(pixels)
+    for _ in range(1000):
+        runtime.run(pixels)
+    gc.collect()
+    before = resident()
+    for _ in range(10_000):
+        last = runtime.run(pixels)
+    gc.collect()
+    assert resident() - before < 8
+    assert all(torch.equal(last[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_threads_share_a_runtime(exported, shallow_directory, one_thread, format):
+    runtime, encoder = load_runtime(exported(format)), Encoder.from_pretrained(shallow_directory)
+    wrong = []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(50):
+            pixels = torch.randn(1 + seed % 3, 3, 32, 32, generator=generator)
+            with torch.no_grad():
+                expected = encoder(pixels)
+            if not torch.allclose(runtime(pixels).patches, expected.patches, atol=1e-4):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_results_are_the_callers_own(exported, format):
+    runtime = load_runtime(exported(format))
+    first = runtime.run(torch.ones(1, 3, 32, 32))
+    kept = {name: output.clone() for name, output in first.items()}
+    runtime.run(-torch.ones(1, 3, 32, 32))
+    assert all(torch.equal(first[name], kept[name]) for name in kept)
+
+
+def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):
+    runtime, encoder = load_runtime(exported("onnx")), Encoder.from_pretrained(shallow_directory)
+    images = torch.rand(2, 3, 3, 40, 50)  # batch, cameras
+    got, expected = runtime.encode(images), encoder.encode(images, size=32)
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format):
+    out = exported(format)
+    copies = {name: tmp_path / name for name in os.listdir(out.parent)}
+
+    def copy():
+        for name, path in copies.items():
+            path.write_bytes((out.parent / name).read_bytes())
+        return tmp_path / out.name
+
+    path = copy()
+    assert load_runtime(path).encode(torch.zeros(3, 32, 32)).cls.shape == (1, 64)
+    path.write_bytes(out.read_bytes()[:-100])
+    with pytest.raises(InputError, match="another sha256"):
+        load_runtime(path)
+    copy().write_bytes(b"not a network")
+    with pytest.raises(InputError, match="another sha256"):
+        load_runtime(path)
+    # The same with a JSON that vouches for it.
+    facts = json.loads(artefacts.sidecar(path).read_text())
+    facts["files"][path.name] = artefacts.sha256(path)
+    artefacts.sidecar(path).write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=f"encoder{SUFFIXES[format]} cannot be loaded by"):
+        load_runtime(path)
+    artefacts.sidecar(copy()).write_text('{"format": "onnx"')
+    with pytest.raises(InputError, match="does not describe an export"):
+        load_runtime(path)
+    artefacts.sidecar(path).unlink()
+    with pytest.raises(InputError, match="copy it along with the export"):
+        load_runtime(path)
+    with pytest.raises(InputError, match=r"missing\.onnx does not exist"):
+        load_runtime(tmp_path / "missing.onnx")
+
+
+def test_weights_of_openvino_belong_to_it(exported, tmp_path):
+    out = exported("openvino")
+    for name in ("encoder.xml", "encoder.xml.json"):
+        (tmp_path / name).write_bytes((out.parent / name).read_bytes())
+    with pytest.raises(InputError, match=r"encoder\.bin does not exist, but belongs to encoder\.xml"):
+        load_runtime(tmp_path / "encoder.xml")
+
+
+def test_compiled_code_is_for_its_machine(exported, monkeypatch):
+    out = exported("aoti")
+    here = artefacts.machine()
+    monkeypatch.setattr("video_distilled_encoder.runtimes.aotinductor.machine", lambda: {**here, "cpu": "ABACUS"})
+    with pytest.raises(InputError, match=rf"was made for cpu {here['cpu']} \(here ABACUS\); export it again"):
+        load_runtime(out)
+
+
+@pytest.mark.parametrize(
+    ("format", "device", "message"),
+    [
+        ("onnx", "tpu", "no provider for the device 'tpu'"),
+        ("openvino", "npu9", "no device 'npu9'"),
+        ("onnx", "cuda", "device 'cuda'"),
+        ("aoti", "cuda", "device 'cuda'"),
+    ],
+)
+def test_a_missing_device_is_never_replaced_by_another(exported, format, device, message):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match=message):
+        load_runtime(exported(format), device=device)
+
+
+def test_wrong_inputs_are_one_sentence(exported):
+    runtime = load_runtime(exported("onnx"))
+    with pytest.raises(InputError, match=r"takes float32 normalised pixels, got torch\.float16"):
+        runtime.run(torch.zeros(1, 3, 32, 32).half())
+    with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(1, 3, 32, 48\)"):
+        runtime.run(torch.zeros(1, 3, 32, 48))
+    with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(3, 32, 32\)"):
+        runtime.run(torch.zeros(3, 32, 32))
+    with pytest.raises(InputError, match=r"got \(0, 3, 32, 32\)"):
+        runtime.run(torch.zeros(0, 3, 32, 32))
+    with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(1, 3, 64, 64\)"):
+        runtime.encode(torch.zeros(3, 40, 40), size=64)

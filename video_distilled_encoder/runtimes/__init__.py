@@ -1,0 +1,43 @@
+"""Exported encoders in their runtimes, all with the same face.
+
+>>> from video_distilled_encoder import load_runtime
+>>> runtime = load_runtime("encoder.onnx", device="cpu")
+>>> out = runtime.encode("photograph.jpg")  # out.cls, out.patches, out.grid
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.runtimes.artefact import Artefact
+from video_distilled_encoder.runtimes.runtime import Runtime
+
+RUNTIMES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "aoti": "aotinductor",
+    "tensorrt": "tensorrt",
+}
+"""The module of this package that runs each format."""
+
+
+def load_runtime(path: str | Path, device: str = "cpu", *, threads: int | None = None) -> Runtime:
+    """Load what `vde-export` wrote, in the runtime it was written for.
+
+    Args:
+        path: the exported file; its JSON lies beside it.
+        device: "cpu", "cuda" or "cuda:1" ("gpu" for OpenVINO on Intel graphics); the runtime runs there or not at all.
+        threads: of the CPU; the runtime's own choice by default.
+
+    Raises:
+        InputError: a file is missing, damaged or made for another machine, the runtime is not installed, or it cannot
+            run on the device.
+    """
+    path = Path(path)
+    artefact = Artefact.read(path)
+    if artefact.format not in RUNTIMES:
+        raise InputError(f"{path} is of the format {artefact.format!r}; known are {', '.join(RUNTIMES)}")
+    module = importlib.import_module(f"{__name__}.{RUNTIMES[artefact.format]}")
+    return Runtime(artefact, module.open_session(path, artefact, device, threads))

@@ -1,0 +1,182 @@
+"""The facts of an exported encoder: the JSON beside it, written by `vde-export` and checked before anything is loaded.
+
+An engine, a compiled package or a graph says little of what it is, and loading a damaged or foreign one may end the
+process. So what is loaded must be what the JSON says, byte for byte, and made for such a machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import sha256
+from video_distilled_encoder.model_config import ModelConfig
+
+PIXELS = "pixel_values"
+FRAMES = "frames"
+FEATURES = ("cls", "patches", "grid")
+LAYER = "layer_"
+"""Beginning of the name of a block's output; its number, counted from 0, follows."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Input of raw frames: preprocessing is part of the export."""
+
+    height: int
+    width: int
+    layout: str = "NHWC"
+    """NHWC or NCHW; RGB, uint8."""
+    crop_mode: str = "center"
+    """center or squash, as of `Encoder.encode`."""
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """Return the shape of a batch of frames."""
+        sides = (self.height, self.width)
+        return (batch, *sides, 3) if self.layout == "NHWC" else (batch, 3, *sides)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What an export is."""
+
+    format: str
+    """onnx, openvino, aoti or tensorrt."""
+    precision: str
+    """fp32, fp16, bf16 or int8: of the network inside; inputs and outputs are float32 (or uint8 frames)."""
+    size: tuple[int, int] | None
+    """(height, width) of the network's input in pixels; None: any multiples of the patch size."""
+    default_size: tuple[int, int]
+    """Of `encode`, where the size is free."""
+    batch: tuple[int, int, int]
+    """Smallest, usual and largest batch."""
+    camera: Camera | None
+    """None: the input is normalised pixels."""
+    outputs: tuple[str, ...]
+    """Of cls (B, C), patches (B, N, C), grid (B, C, h, w), layer_I (B, 1 + N, C): the class and patch tokens after
+    block I, all after the final norm."""
+    embed_dim: int
+    patch_size: int
+    mean: tuple[float, float, float]
+    """Of the RGB channels, in [0, 1]."""
+    std: tuple[float, float, float]
+    """Of the RGB channels."""
+    interpolation: str
+    """bicubic or bilinear."""
+    crop_pct: float
+    """Share of the resized image's shorter side that a centre crop keeps."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Names and SHA-256 of the files of the export."""
+    made_for: Mapping[str, str] = field(default_factory=dict)
+    """What the machine must be like; see `machine`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For the reader: source model, parity, latency, versions."""
+
+    @property
+    def input(self) -> str:
+        """Name of the input."""
+        return FRAMES if self.camera else PIXELS
+
+    @property
+    def config(self) -> ModelConfig:
+        """What preprocessing must know."""
+        return ModelConfig(mean=self.mean, std=self.std, interpolation=self.interpolation, crop_pct=self.crop_pct)
+
+    def input_shape(self, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the input's shape for a network input of `size` pixels."""
+        return self.camera.shape(batch) if self.camera else (batch, 3, *size)
+
+    def output_shape(self, name: str, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return an output's shape for a network input of `size` pixels."""
+        height, width = (side // self.patch_size for side in size)
+        if name == "cls":
+            return batch, self.embed_dim
+        if name == "grid":
+            return batch, self.embed_dim, height, width
+        return batch, height * width + (name != "patches"), self.embed_dim
+
+    def write(self, path: Path) -> None:
+        """Write the facts as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Artefact:
+        """Read and check the facts of the export at `path`.
+
+        Raises:
+            InputError: there is no such export, its facts are missing, or its files are not the ones they speak of.
+        """
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; write it with vde-export")
+        beside = sidecar(path)
+        try:
+            values = json.loads(beside.read_text(encoding="utf-8"))
+            artefact = cls(**{name: _tuples(value) for name, value in values.items()})
+            if artefact.camera is not None:
+                artefact = dataclasses.replace(artefact, camera=Camera(**values["camera"]))
+            _ = artefact.config
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{beside} does not exist, so nothing is known of {path.name}; copy it along with the export, or "
+                "write both with vde-export"
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{beside} does not describe an export ({error}); write both anew with vde-export"
+            ) from error
+        artefact._check_files(path)
+        return artefact
+
+    def _check_files(self, path: Path) -> None:
+        names = [path.name, *(name for name in self.files if name != path.name)]
+        for name in names:
+            file = path.with_name(name)
+            if not file.is_file():
+                raise InputError(f"{file} does not exist, but belongs to {path.name}; copy it along")
+            if sha256(file) != self.files.get(name):
+                raise InputError(
+                    f"{file} is not the file that {sidecar(path).name} describes (another sha256): it is damaged, or "
+                    "of another export; copy both again, or write them anew with vde-export"
+                )
+
+
+def sidecar(path: Path) -> Path:
+    """Return where the facts of the export at `path` are written."""
+    return path.with_name(f"{path.name}.json")
+
+
+def machine() -> dict[str, str]:
+    """Return what this machine is like, as far as compiled code depends on it."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+    }
+
+
+def check_machine(path: Path, made_for: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Compare what an export was made for with what is here.
+
+    Raises:
+        InputError: they differ.
+    """
+    different = [
+        f"{name} {value} (here {here.get(name) or 'none'})"
+        for name, value in made_for.items()
+        if here.get(name) != value
+    ]
+    if different:
+        raise InputError(f"{path} was made for {', '.join(different)}; export it again on such a machine as this")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,107 @@
+"""ONNX Runtime, on the CPU or CUDA."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.runtimes.artefact import Artefact
+from video_distilled_encoder.runtimes.cuda_graph import cuda_device
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxSession:
+    """A session whose input and outputs are bound to buffers, made once for each input shape.
+
+    Args:
+        path: the ONNX file.
+        artefact: what it is.
+        device: "cpu", "cuda" or "cuda:1".
+        threads: of the CPU.
+    """
+
+    def __init__(self, path: Path, artefact: Artefact, device: torch.device, threads: int | None) -> None:
+        runtime = _import()
+        provider = PROVIDERS[device.type]
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # what matters is raised below
+        if threads:
+            options.intra_op_num_threads = threads
+        self._graphs = device.type == "cuda" and artefact.size is not None
+        settings = {"device_id": str(device.index or 0), "enable_cuda_graph": str(int(self._graphs))}
+        chosen = (provider, settings) if device.type == "cuda" else provider
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=[chosen])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            raise InputError(f"{path.name} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+        if self._session.get_providers()[0] != provider:
+            raise InputError(f"ONNX Runtime could not start {provider}; is its CUDA version that of the driver?")
+        self._runtime, self._artefact, self.device = runtime, artefact, device
+        self._graph_ids = itertools.count(1)
+        self._bound = lru_cache(maxsize=8)(self._bind)
+
+    def run(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Run on one batch; the outputs are good until the next call."""
+        buffer, outputs, binding, options = self._bound(tuple(inputs.shape))
+        buffer.copy_(inputs)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        self._session.run_with_iobinding(binding, options)
+        binding.synchronize_outputs()
+        return outputs
+
+    def _bind(self, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor], Any, Any]:
+        """Make the buffers of an input shape: input, outputs, their binding, and the options of a run."""
+        artefact = self._artefact
+        size = artefact.size or (shape[2], shape[3])
+        dtype = torch.uint8 if artefact.camera else torch.float32
+        buffer = torch.empty(shape, dtype=dtype, device=self.device)
+        outputs = {
+            name: torch.empty(artefact.output_shape(name, shape[0], size), device=self.device)
+            for name in artefact.outputs
+        }
+        place = (self.device.type, self.device.index or 0)
+        binding = self._session.io_binding()
+        element = np.uint8 if artefact.camera else np.float32
+        binding.bind_input(artefact.input, *place, element, list(shape), buffer.data_ptr())
+        for name, output in outputs.items():
+            binding.bind_output(name, *place, np.float32, list(output.shape), output.data_ptr())
+        options = self._runtime.RunOptions()
+        if self._graphs:
+            # A CUDA graph for each binding: its buffers' addresses are part of it.
+            options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
+        return buffer, outputs, binding, options
+
+
+def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> OnnxSession:
+    """Load an ONNX file.
+
+    Raises:
+        InputError: ONNX Runtime is not installed or lacks the device, or the file cannot be loaded.
+    """
+    kind = device.split(":")[0]
+    available = _import().get_available_providers()
+    if PROVIDERS.get(kind) not in available:
+        raise InputError(f"ONNX Runtime has no provider for the device {device!r} here; it has {', '.join(available)}")
+    chosen = cuda_device(device) if kind == "cuda" else torch.device("cpu")
+    return OnnxSession(path, artefact, chosen, threads)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _import() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "export") from error

@@ -1,0 +1,81 @@
+"""OpenVINO, on the CPU or Intel graphics."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.runtimes.artefact import Artefact
+
+COMPUTE = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""Of what is not quantised. Said in every case: left to itself, OpenVINO computes in bf16 where the CPU can."""
+
+
+class OpenVinoSession:
+    """A compiled model and one request.
+
+    Args:
+        path: the .xml file.
+        artefact: what it is.
+        device: "cpu" or "gpu".
+        threads: of the CPU.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path, artefact: Artefact, device: str, threads: int | None) -> None:
+        openvino = _import()
+        core = openvino.Core()
+        name = device.upper()
+        if name.split(":")[0] not in {known.split(".")[0] for known in core.available_devices}:
+            raise InputError(
+                f"OpenVINO has no device {device!r} here; it has {', '.join(core.available_devices).lower()}"
+            )
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _compute_type(core, name, artefact.precision),
+        }
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.compile_model(core.read_model(path), name, settings)
+        except Exception as error:  # OpenVINO raises plain RuntimeErrors
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"{path.name} cannot be loaded by OpenVINO: {reason}") from error
+        self._request, self._artefact = model.create_infer_request(), artefact
+        self._outputs = {port.get_any_name(): port for port in model.outputs}
+
+    def run(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Run on one batch; the outputs are good until the next call."""
+        results = self._request.infer({0: inputs.numpy()}, share_inputs=True, share_outputs=True)
+        return {name: torch.from_numpy(results[self._outputs[name]]) for name in self._artefact.outputs}
+
+
+def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> OpenVinoSession:
+    """Load an OpenVINO model.
+
+    Raises:
+        InputError: OpenVINO is not installed or lacks the device, or the file cannot be loaded.
+    """
+    return OpenVinoSession(path, artefact, device, threads)
+
+
+def _compute_type(core: Any, device: str, precision: str) -> str:
+    capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in capabilities:
+        raise InputError(f"this {device} does not compute in bf16 (it can: {', '.join(capabilities)}); export fp32")
+    if precision == "fp16" and "FP16" not in capabilities:
+        return "f32"  # the weights are stored in half, and computed with in full
+    return COMPUTE[precision]
+
+
+def _import() -> Any:
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingExtra("openvino", "export") from error

@@ -1,0 +1,172 @@
+"""One face for every runtime: the encoder's `encode`, with the same outputs under the same names."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from video_distilled_encoder.encoder import EncoderOutput
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.preprocessing import Images, check_size, load, preprocess
+from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
+
+
+class Session(Protocol):
+    """What a runtime's own module gives: the loaded network with buffers of its own."""
+
+    device: torch.device
+    """Where inputs are wanted and outputs lie."""
+
+    def run(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Run on one batch whose shape has been checked; the outputs are good until the next call."""
+
+
+class Runtime:
+    """An exported encoder in its runtime. Calls from several threads wait for one another.
+
+    Args:
+        artefact: what the export is.
+        session: it, loaded.
+    """
+
+    def __init__(self, artefact: Artefact, session: Session) -> None:
+        self.artefact = artefact
+        self._session = session
+        self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where outputs lie."""
+        return self._session.device
+
+    def run(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return all outputs by name, for one batch of any size.
+
+        Args:
+            inputs: (B, 3, H, W) float32 normalised pixels; or, of an export with `--uint8-input`, uint8 frames in
+                their layout. A batch larger than the export's largest is run in parts, a smaller one filled up.
+
+        Raises:
+            InputError: shape or type do not fit the export.
+        """
+        self._check(inputs)
+        inputs = inputs.to(self.device)
+        with self._lock:
+            # The session's buffers are written again by the next call.
+            parts = [self._run_filled(part) for part in inputs.split(self.artefact.batch[2])]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.artefact.outputs}
+
+    def __call__(self, inputs: Tensor) -> EncoderOutput:
+        """Return the features of one batch, as `Encoder.__call__` does; input and errors as of `run`.
+
+        Raises:
+            InputError: the export holds no cls, or neither patches nor grid.
+        """
+        return self._features(self.run(inputs), inputs)
+
+    def intermediate_layers(self, inputs: Tensor) -> list[EncoderOutput]:
+        """Return the features after each block that was exported, in order; input and errors as of `run`."""
+        outputs = self.run(inputs)
+        tokens = [outputs[name] for name in self.artefact.outputs if name.startswith(LAYER)]
+        if not tokens:
+            raise InputError("this export holds no intermediate layers; export with --outputs cls patches layer_5 …")
+        return [self._features({"cls": t[:, 0], "patches": t[:, 1:]}, inputs) for t in tokens]
+
+    def encode(
+        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
+    ) -> EncoderOutput:
+        """Encode images in any form, as `Encoder.encode` does.
+
+        Args:
+            images: as of `Encoder.encode`; for an export with `--uint8-input`, uint8 frames of exactly its size.
+            size: of the network's input; only an export of dynamic size takes another than its own.
+            crop_mode: center (the default), squash or whole; an export with `--uint8-input` has its own.
+
+        Returns:
+            Features with a leading batch dimension.
+
+        Raises:
+            InputError: something is not an image, or sizes do not fit.
+        """
+        inputs, lead = self.preprocess(images, size=size, crop_mode=crop_mode)
+        features = self(inputs)
+        return EncoderOutput(*(feature.unflatten(0, lead) for feature in features)) if len(lead) > 1 else features
+
+    def preprocess(
+        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the inputs of `run`, one batch, and the leading dimensions of the images; arguments as of `encode`."""
+        artefact = self.artefact
+        if artefact.camera is not None:
+            return self._frames(images, size, crop_mode)
+        default = artefact.size or artefact.default_size
+        pixels = preprocess(
+            images,
+            artefact.config,
+            size=size or (default[0] if crop_mode == "whole" else default),
+            crop_mode=crop_mode or "center",
+            multiple=artefact.patch_size,
+            device=self.device,
+        )
+        return pixels.flatten(0, -4), tuple(pixels.shape[:-3])
+
+    def _frames(
+        self, images: Images, size: int | tuple[int, int] | None, crop_mode: str | None
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        camera, own_size = self.artefact.camera, self.artefact.size
+        assert camera is not None
+        assert own_size is not None
+        wanted = own_size if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        if wanted != own_size or crop_mode not in (None, camera.crop_mode):
+            raise InputError(
+                f"this export resizes to {own_size[0]}x{own_size[1]} by {camera.crop_mode!r} inside; leave size and "
+                "crop_mode out, or export another"
+            )
+        batches, lead = load(images)
+        frames = torch.cat(batches) if len({batch.shape[1:] for batch in batches}) == 1 else batches[0]
+        if len(frames) != sum(map(len, batches)) or frames.shape[-2:] != (camera.height, camera.width):
+            got = sorted({"{}x{}".format(*batch.shape[-2:]) for batch in batches})
+            raise InputError(f"this export takes frames of {camera.height}x{camera.width}, got {', '.join(got)}")
+        return (frames.movedim(1, -1) if camera.layout == "NHWC" else frames), lead
+
+    def _check(self, inputs: Tensor) -> None:
+        artefact = self.artefact
+        wanted = torch.uint8 if artefact.camera else torch.float32
+        if inputs.dtype != wanted:
+            kind = "uint8 frames" if artefact.camera else "float32 normalised pixels"
+            raise InputError(f"this export takes {kind}, got {inputs.dtype}; encode() takes images of any form")
+        shape = tuple(inputs.shape)
+        if len(shape) != 4 or not shape[0] or shape != artefact.input_shape(shape[0], self._size(inputs)):
+            expected = ", ".join(map(str, artefact.input_shape(0, artefact.size or (0, 0))[1:])).replace("0, 0", "H, W")
+            raise InputError(f"this export takes (batch, {expected}), got {shape}")
+        if artefact.size is None:
+            check_size(self._size(inputs), artefact.patch_size)
+
+    def _size(self, inputs: Tensor) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return self.artefact.size or (inputs.shape[2], inputs.shape[3])
+
+    def _run_filled(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Run a batch no larger than the largest, filled up to the smallest with its last image."""
+        count, least = len(inputs), self.artefact.batch[0]
+        if count < least:
+            inputs = torch.cat([inputs, inputs[-1:].expand(least - count, *inputs.shape[1:])])
+        return {name: output[:count].clone() for name, output in self._session.run(inputs.contiguous()).items()}
+
+    def _features(self, outputs: dict[str, Tensor], inputs: Tensor) -> EncoderOutput:
+        """Complete the features: patches and grid are views of one another."""
+        grid = [side // self.artefact.patch_size for side in self._size(inputs)]
+        cls, patches, features = (outputs.get(name) for name in EncoderOutput._fields)
+        if patches is None and features is not None:
+            patches = features.flatten(2).transpose(1, 2)
+        if cls is None or patches is None:
+            raise InputError(
+                f"this export holds {', '.join(self.artefact.outputs)} only; run() gives them, encode() needs cls and "
+                "patches or grid"
+            )
+        return EncoderOutput(cls, patches, features if features is not None else patches.mT.unflatten(-1, grid))
