@@ -28,6 +28,7 @@ from video_distilled_encoder.runtimes.runtime import Runtime
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino, "aoti": aoti, "tensorrt": tensorrt}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
+FEW_IMAGES = 100
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt")
 
 
@@ -194,6 +195,8 @@ def produce(job: Job, artefact: Artefact, path: Path) -> Artefact:
         InputError: it fails the parity gate, or a package is missing.
     """
     job.progress(f"{artefact.precision}: writing {artefact.format}")
+    if artefact.precision == "int8" and len(job.images) < FEW_IMAGES:
+        job.progress(f"int8: ranges of {len(job.images)} images only; give a few hundred of your own (--calibration)")
     artefact, runtime = write(job, artefact, path)
     job.progress(f"{artefact.precision}: comparing with torch")
     images = job.photographs(artefact.camera)

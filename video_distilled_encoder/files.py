@@ -55,7 +55,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        # Inside a directory that exists, for it may be a disk of its own.
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path if path.is_dir() else path.parent))
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from export.cli import export
+from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.runtimes import load_runtime

@@ -1,6 +1,7 @@
 """What is evaluated: an encoder of any origin, or a row that must stand beside every figure: random, pixels, constant.
 
 nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name of this package's or timm's format
+encoder.onnx                           an export of vde-export, in its runtime: what its precision costs
 timm:vit_small_patch16_224.dino        any timm model, with its published weights
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
 random                                 ViT-S/16 with random weights (of --seed)
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from video_distilled_encoder import Encoder, EncoderOutput, ModelConfig, model_directory
+from video_distilled_encoder import Encoder, EncoderOutput, ModelConfig, Runtime, load_runtime, model_directory
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.model_directory import CONFIG
@@ -90,6 +91,20 @@ class EncoderModel(Model):
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         found = self.encoder.intermediate_layers(pixels.to(self.encoder.dtype), n=layers)
         return torch.cat([layer.cls for layer in found], dim=1), torch.cat([layer.grid for layer in found], dim=1)
+
+
+class ExportModel(Model):
+    """An exported encoder in its runtime."""
+
+    def __init__(self, runtime: Runtime, description: dict[str, object]) -> None:
+        super().__init__(description, runtime.artefact.patch_size, runtime.artefact.config, str(runtime.device))
+        self.runtime = runtime
+
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        if layers > 1 or self.runtime.artefact.camera:
+            raise InputError("an export gives the last block's features, of pixels; export without --uint8-input")
+        found = self.runtime(pixels)
+        return found.cls, found.grid
 
 
 class TimmModel(Model):
@@ -189,11 +204,27 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
         return load_timm(rest, device)
     if source == "transformers":
         return load_transformers(rest, device)
+    if Path(name).is_file():
+        return load_export(Path(name), device)
     directory = find_model(name)
     if _is_transformers_only(directory):
         return load_transformers(str(directory), device)
     description = {"name": Path(name).name, "weights_sha256": model_directory.weights_sha256(directory)}
     return EncoderModel(Encoder.from_pretrained(directory), description, device)
+
+
+def load_export(path: Path, device: str) -> ExportModel:
+    """Load what vde-export wrote, in its runtime."""
+    runtime = load_runtime(path, device)
+    artefact = runtime.artefact
+    description: dict[str, object] = {
+        "name": path.name,
+        "format": artefact.format,
+        "precision": artefact.precision,
+        "sha256": artefact.files[path.name],
+        "weights_sha256": artefact.facts["model"]["weights_sha256"],
+    }
+    return ExportModel(runtime, description)
 
 
 def load_timm(name: str, device: str) -> TimmModel:

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTImageProcessor, ViTModel
 
+from export.pipeline import export
 from training.evaluation.models import Pixels, TimmModel, hash_weights, load_model
 from video_distilled_encoder import InputError
 
@@ -46,6 +47,22 @@ def test_an_encoder_gives_what_encode_gives(tiny, tiny_directory, picture):
     several = model.encode([picture], (64, 96), layers=3)
     assert several.grid.shape == (1, 3 * 192, 4, 6)
     assert torch.allclose(several.grid[:, -192:], expected.grid, atol=1e-5)
+
+
+def test_an_export_is_evaluated_in_its_runtime(shallow_directory, tmp_path, picture):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "e.onnx"
+    export(shallow_directory, out, size=(64, 96), layer_parity=False)
+    model, reference = load_model(str(out)), load_model(str(shallow_directory))
+    got, expected = (m.encode([picture, picture], (64, 96)) for m in (model, reference))
+    assert torch.allclose(got.grid, expected.grid, atol=1e-4)
+    assert torch.allclose(got.cls, expected.cls, atol=1e-4)
+    assert model.description["weights_sha256"] == reference.description["weights_sha256"]
+    assert model.description["precision"] == "fp32"
+    with pytest.raises(InputError, match=r"takes \(batch, 3, 64, 96\)"):
+        model.encode([picture], (64, 64))
+    with pytest.raises(InputError, match="gives the last block's features"):
+        model.encode([picture], (64, 96), layers=2)
 
 
 @pytest.mark.parametrize(("name", "patch"), [("vit_tiny_patch16_224", 16), ("resnet18", 32), ("convnext_atto", 32)])
