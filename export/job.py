@@ -45,12 +45,13 @@ class Job:
         return list(self._photographs(camera, limit))
 
     def calibration_inputs(self, artefact: Artefact) -> Iterator[Tensor]:
-        """Yield inputs of the export, one real image each."""
+        """Yield inputs of the export, one real image each, repeated to the smallest batch."""
         for image in self._photographs(artefact.camera, CALIBRATION_IMAGES):
             if artefact.camera is None:
-                yield self.encoder.preprocess(image, size=artefact.size or artefact.default_size)
+                inputs = self.encoder.preprocess(image, size=artefact.size or artefact.default_size)
             else:
-                yield (image.movedim(0, -1).contiguous() if artefact.camera.layout == "NHWC" else image)[None]
+                inputs = (image.movedim(0, -1) if artefact.camera.layout == "NHWC" else image)[None]
+            yield inputs.expand(artefact.batch[0], *inputs.shape[1:]).contiguous()
 
     def _photographs(self, camera: Camera | None, limit: int) -> Iterator[Tensor]:
         count = min(limit, len(self.images))

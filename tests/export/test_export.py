@@ -114,6 +114,12 @@ def test_int8_is_explicit_symmetric_and_by_channel(exported):
     assert out.stat().st_size < 0.45 * exported("onnx")[0].stat().st_size
 
 
+def test_int8_of_a_fixed_batch(shallow_directory, tmp_path, photograph):
+    export(shallow_directory, tmp_path / "e.onnx", precision="int8", size=SIZE, batch=(2, 2, 2), layer_parity=False)
+    expected = Encoder.from_pretrained(shallow_directory).encode(photograph, size=SIZE)
+    assert cosine(load_runtime(tmp_path / "e.onnx").encode(photograph).patches, expected.patches) > 0.98
+
+
 def test_the_json_states_the_facts(exported, shallow_directory):
     out, artefact = exported("onnx")
     stored = json.loads((out.parent / "encoder.onnx.json").read_text())

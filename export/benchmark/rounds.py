@@ -1,0 +1,108 @@
+"""Running everything: exports first, then round after round over all rows, each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from export.benchmark.floor import PRECISIONS
+from export.benchmark.plan import needs_export
+from export.benchmark.process import ask
+from export.benchmark.rows import Failure, Result, Row, best
+from video_distilled_encoder.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
+
+    directory: Path
+    """Of the model."""
+    cache: Path
+    """Folder of exports."""
+    frame: tuple[int, int]
+    """(height, width) of a camera frame."""
+    device: str
+    threads: int
+    seconds: float
+    """For each figure in each round."""
+    rounds: int
+
+
+class Rounds:
+    """The rounds over all rows.
+
+    Args:
+        rows: what to measure.
+        settings: how.
+    """
+
+    def __init__(self, rows: Sequence[Row], settings: Settings) -> None:
+        self.settings = settings
+        self.rates: dict[str, float] = {}
+        """Of matrix products, GFLOP/s by precision: the best of all rounds."""
+        self._found: dict[Row, list[Result]] = {row: [] for row in rows}
+        self._failed: dict[Row, str] = {}
+
+    @property
+    def results(self) -> list[Result]:
+        """Of the rows that could be measured in every round."""
+        return [best(found) for row, found in self._found.items() if row not in self._failed]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The other rows."""
+        return [Failure(row, reason) for row, reason in self._failed.items()]
+
+    def run(self) -> None:
+        """Export what is missing, then measure; a row that failed once is not tried again.
+
+        Interleaved, so that a machine whose speed varies does not favour a row.
+        """
+        rows, settings = list(self._found), self.settings
+        missing = [row for row in rows if needs_export(row, settings.cache)]
+        with tqdm(
+            total=len(missing) + settings.rounds * (len(PRECISIONS) + len(rows)),
+            desc="bench",
+            unit="step",
+            dynamic_ncols=True,
+        ) as bar:
+            for row in missing:
+                self._try(bar, row, f"export {row.name}", self._export)
+            for _ in range(settings.rounds):
+                for precision in PRECISIONS:
+                    bar.set_postfix_str(f"matmul {precision}")
+                    self._measure_rate(precision)
+                    bar.update()
+                for row in rows:
+                    self._try(bar, row, row.name, self._measure)
+
+    def _try(self, bar: tqdm, row: Row, name: str, work: Callable[[Row], None]) -> None:
+        bar.set_postfix_str(name)
+        if row not in self._failed:
+            try:
+                work(row)
+            except InputError as error:
+                self._failed[row] = str(error)
+        bar.update()
+
+    def _export(self, row: Row) -> None:
+        options = {"format": row.kind, "precision": row.precision, "size": row.size, "batch": row.batch}
+        self._ask("export", model=str(self.settings.directory), out=row.source, **options)
+
+    def _measure(self, row: Row) -> None:
+        answer = self._ask("measure", row=asdict(row), frame=self.settings.frame, seconds=self.settings.seconds)
+        self._found[row].append(Result.of(row, answer))
+
+    def _measure_rate(self, precision: str) -> None:
+        rate = self._ask("matmul_rate", precision=precision, seconds=self.settings.seconds)
+        self.rates[precision] = max(rate, self.rates.get(precision, 0.0))
+
+    @property
+    def _ask(self) -> Callable[..., Any]:
+        return partial(ask, threads=self.settings.threads, device=self.settings.device)
