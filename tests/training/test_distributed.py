@@ -1,6 +1,5 @@
 """Two processes must do what one does."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,10 +15,6 @@ from video_distilled_encoder import Encoder
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["--recipe", "smoke", "--run.steps=20", "--run.device=cpu", "--backbone.drop_path=0.2"]
-
-
-def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 LAUNCHERS = {
@@ -42,7 +37,7 @@ def launch(*arguments):
 
 
 @pytest.mark.parametrize("targets", ["centering", "sinkhorn_knopp"])
-def test_two_gloo_processes_equal_one(clip, photograph, tmp_path, targets):
+def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, targets):
     option = f"--objective.targets={targets}"
     launchers = ("none", "torchrun")
     for launcher in launchers:

@@ -17,10 +17,6 @@ from training.recipe import read_recipe, recipe_names
 from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 
-def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory):
     return tmp_path_factory.mktemp("frames")
@@ -63,7 +59,7 @@ def test_the_encoder_is_the_teachers_backbone(run):
     assert not torch.equal(encoder.backbone.norm.weight, saved.model["student.backbone.norm.weight"])
 
 
-def test_the_same_seed_gives_the_same_curve_with_any_number_of_workers(run, clip, frames, tmp_path):
+def test_the_same_seed_gives_the_same_curve_with_any_number_of_workers(losses, run, clip, frames, tmp_path):
     recipe = read_recipe(str(run / "recipe.yaml"), ["--run.workers=2"])
     pretrain([clip], tmp_path / "again", recipe, frames=frames)
     assert losses(tmp_path / "again") == losses(run)
@@ -72,7 +68,7 @@ def test_the_same_seed_gives_the_same_curve_with_any_number_of_workers(run, clip
     assert losses(tmp_path / "other") != losses(run)
 
 
-def test_a_run_cut_short_goes_on_where_it_was(run, clip, frames, tmp_path):
+def test_a_run_cut_short_goes_on_where_it_was(losses, run, clip, frames, tmp_path):
     out = tmp_path / "cut"
     shutil.copytree(run, out)
     shutil.rmtree(out / "encoder")
@@ -91,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
         assert checkpoint.load_newest(tmp_path / "checkpoints").step == 4
 
 
-def test_max_time_writes_the_encoder_and_resume_finishes(clip, frames, tmp_path, run):
+def test_max_time_writes_the_encoder_and_resume_finishes(losses, clip, frames, tmp_path, run):
     out = tmp_path / "short"
     pretrain([clip], out, read_recipe("smoke"), frames=frames, max_seconds=0.0)
     assert losses(out) == []
@@ -100,7 +96,7 @@ def test_max_time_writes_the_encoder_and_resume_finishes(clip, frames, tmp_path,
     assert losses(out) == losses(run)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(clip, frames, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(losses, clip, frames, tmp_path):
     recipe = read_recipe("smoke", ["--optimizer.learning_rate=1e30", "--run.checkpoint_every=1"])
     with pytest.raises(InputError, match=r"the loss became nan at step \d+; lower optimizer.learning_rate"):
         pretrain([clip], tmp_path / "bad", recipe, frames=frames)

@@ -1,6 +1,5 @@
 """A killed run goes on to the bit; a run asked to stop leaves a checkpoint and an encoder."""
 
-import json
 import os
 import random
 import resource
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from training import checkpoint
+from training.log import read_log
 from video_distilled_encoder import Encoder
 
 ROOT = Path(__file__).parents[2]
@@ -32,14 +32,10 @@ def start(clip, frames, out, *extra, largest_file=None):
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=limit)
 
 
-def losses(run):
-    log = run / "log.jsonl"
-    return [json.loads(line)["loss"] for line in log.read_text().splitlines()] if log.exists() else []
-
-
 def wait_for_step(run, step):
     deadline = time.monotonic() + 120
-    while len(losses(run)) < step:
+    log = run / "log.jsonl"
+    while not log.exists() or len(read_log(log)) < step:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -52,7 +48,7 @@ def whole(clip, tmp_path_factory):
     return folder
 
 
-def assert_equal(run, whole):
+def assert_equal(run, whole, losses):
     assert losses(run) == losses(whole / "run")
     theirs = (whole / "run" / "encoder" / "model.safetensors").read_bytes()
     assert (run / "encoder" / "model.safetensors").read_bytes() == theirs
@@ -63,7 +59,7 @@ def assert_equal(run, whole):
         assert all(one[name].equal(other[name]) for name in one)
 
 
-def test_killed_at_a_random_step_and_resumed_with_other_workers_it_equals_the_whole_run(clip, whole, tmp_path):
+def test_killed_at_a_random_step_and_resumed_with_other_workers_it_equals_the_whole_run(clip, whole, losses, tmp_path):
     step = random.randint(2, 20)
     process = start(clip, whole / "frames", tmp_path / "run")
     wait_for_step(tmp_path / "run", step)
@@ -72,11 +68,11 @@ def test_killed_at_a_random_step_and_resumed_with_other_workers_it_equals_the_wh
     assert not (tmp_path / "run" / "encoder").exists()
     resumed = start(clip, whole / "frames", tmp_path / "run", "--resume", "--run.workers=1")
     assert resumed.wait(300) == 0, f"killed after step {step}: {resumed.stderr.read()}"
-    assert_equal(tmp_path / "run", whole)
+    assert_equal(tmp_path / "run", whole, losses)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_later(clip, whole, tmp_path, number):
+def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_later(clip, whole, losses, tmp_path, number):
     process = start(clip, whole / "frames", tmp_path / "run")
     wait_for_step(tmp_path / "run", 6)
     process.send_signal(number)
@@ -87,7 +83,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_later(clip, whole, tmp
     Encoder.from_pretrained(tmp_path / "run" / "encoder")
     resumed = start(clip, whole / "frames", tmp_path / "run", "--resume")
     assert resumed.wait(300) == 0
-    assert_equal(tmp_path / "run", whole)
+    assert_equal(tmp_path / "run", whole, losses)
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(clip, whole, tmp_path):

@@ -54,8 +54,8 @@ def test_figures_are_means_over_videos_with_halves():
     assert figures["half_a"] == pytest.approx(gap[[0, 2, 4]].mean(), abs=0.01)
     assert figures["half_b"] == pytest.approx(gap[[1, 3]].mean(), abs=0.01)
     assert figures["at 1 s"]["cycle"] == pytest.approx(100 * shares[:, 1].mean(), abs=0.01)
-    assert figures["gap_interval"] == pytest.approx(interval(gap.mean(1)), abs=0.01)
-    assert list(figures["videos"]) == [f"v{number}" for number in range(5)]
+    assert figures["interval"] == pytest.approx(interval(gap.mean(1)), abs=0.01)
+    assert list(figures["units"]) == [f"v{number}" for number in range(5)]
 
 
 def test_command(run_command, make_video, clip, tmp_path, capsys):

@@ -54,10 +54,11 @@ def test_a_moving_square_is_followed(run, tmp_path):
     assert pixels["j"] > 75
     assert pixels["j"] > constant["j"] + 15
     assert pixels["j_and_f"] == pytest.approx((pixels["j"] + pixels["f"]) / 2, abs=0.01)
-    low, high = pixels["bootstrap"]
+    low, high = pixels["interval"]
     assert low <= pixels["j_and_f"] <= high
     by_name = pixels["sequences"]
     # The mean is over objects, of which the pair has two.
+    assert pixels["units"]["pair"] == pytest.approx((by_name["pair"]["j"] + by_name["pair"]["f"]) / 2, abs=0.01)
     assert pixels["j"] == pytest.approx((by_name["square"]["j"] + 2 * by_name["pair"]["j"]) / 3, abs=0.02)
 
 
@@ -82,7 +83,7 @@ def test_perfect_masks_score_100(tmp_path):
     build(tmp_path, objects=2)
     sequence = davis.find_sequences(tmp_path, "val")[0]
     scores = davis.score(sequence, iter([sequence.read(n) for n in range(6)]))
-    figures = davis.figures({"square": scores}, seed=0)
+    figures = davis.figures({"square": scores})
     assert figures["j"] == figures["f"] == figures["j_and_f"] == figures["j_recall"] == 100
     assert figures["j_decay"] == figures["f_decay"] == 0
     # The first and the last frame do not count.

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from training import evaluate
@@ -40,12 +41,15 @@ def test_what_is_hidden_is_lost_and_what_is_not_is_kept(evaluate_on):
     assert figures["degraded_miou"] == pytest.approx(np.mean(every), abs=0.01)
     assert figures["retention"] == pytest.approx(100 * np.mean(every) / figures["clean_miou"], abs=0.02)
     assert result["data"]["test"].endswith("7 images")
+    assert list(figures["units"]) == [f"{number}, from {number}" for number in range(7)]
+    assert figures["half_a"] == pytest.approx(np.mean(list(figures["units"].values())[::2]), abs=0.01)
 
 
 def test_nothing_to_lose_retains_everything_of_little(evaluate_on):
     figures = evaluate_on("constant", "--severities", "5", "--test-images", "3")["figures"]
     assert figures["retention"] == 100
     assert figures["degraded_miou"] == figures["clean_miou"] < 25
+    assert next(iter(figures)) == "degraded_miou"
     assert len(figures["miou"]) == 8
 
 
@@ -61,6 +65,20 @@ def test_the_images_are_degraded_each_in_its_own_way(colours, tmp_path):
         image = degrade(np.array(Image.open(pair.image)), "occlusion", 4, seed=2, index=number)
         expected = Pixels().encode([image], (64, 96)).grid[0].movedim(0, -1).half()
         assert found[number].equal(expected)
+
+
+def test_a_run_is_scored_by_itself(colours, tmp_path, monkeypatch):
+    monkeypatch.setattr(degradation, "RUNS", 3)
+    pairs = probe.LAYOUTS["camvid"].find(colours, "test")
+    test = probe.Split(torch.rand(7, 4, 6, 5), pairs, probe.LAYOUTS["camvid"])
+    assert [run.tolist() for run in degradation.runs(test)] == [[0, 1, 2], [3, 4], [5, 6]]
+    layer = probe.StandardizedLinear(test.features, 11)
+    confusions = degradation.score_runs(layer, test)
+    assert (confusions.sum(0) == probe.score(layer, test)).all()
+    truth = torch.stack([test.labels(number) for number in (3, 4)])
+    prediction = torch.stack([probe.predict(layer, test.features[number], (64, 96)) for number in (3, 4)])
+    iou = [((truth == c) & (prediction == c)).sum() / ((truth == c) | (prediction == c)).sum() for c in truth.unique()]
+    assert degradation.mean_iou(confusions[1]) == pytest.approx(np.mean(iou))
 
 
 def test_the_mean_is_over_the_classes_that_occur():

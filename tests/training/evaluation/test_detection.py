@@ -1,7 +1,9 @@
 import contextlib
 import io
 import json
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,8 +230,30 @@ def test_command(run_command, coco, tiny_directory, tmp_path, capsys, heads):
     assert json.loads(capsys.readouterr().out) == result
     assert result["figures"]["box_ap"] == result["figures"]["box"]["ap"]
     assert 0 <= result["figures"]["mask_ap"] <= 100
+    assert result["figures"]["loss"].keys() == {"first_tenth", "last_tenth"}
     assert result["setting"]["heads"] == heads
     assert result["data"]["train"].endswith("train2017, 8 images")
+
+
+def test_davis_becomes_coco(tmp_path):
+    write = runpy.run_path(str(Path(__file__).parent / "davis_as_coco.py"))["write"]
+    labels = np.zeros((10, 40, 60), np.uint8)
+    for frame in range(10):
+        labels[frame, 5 : 10 + frame, 20:50] = 1
+        for kind, pixels, ending in (("JPEGImages", labels[frame] * 200, "jpg"), ("Annotations", labels[frame], "png")):
+            path = tmp_path / "davis" / kind / "480p" / "dog" / f"{frame:05}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    write(tmp_path / "davis", tmp_path / "coco")
+    frames = {"train2017": [0, 4], "val2017": [7]}
+    for name, chosen in frames.items():
+        split = CocoSplit(tmp_path / "coco", name)
+        assert [split.coco.imgs[image]["file_name"] for image in split.images] == [f"dog-{n:05}.jpg" for n in chosen]
+        for image, frame in zip(split.images, chosen, strict=True):
+            target = split.target(image)
+            assert target["boxes"].tolist() == [[20, 5, 50, 10 + frame]]
+            assert (np.asarray(target["masks"][0]) == labels[frame]).all()
+            assert (split.read(image)[0].numpy() > 100).tolist() == labels[frame].astype(bool).tolist()
 
 
 def test_wrong_input_is_one_sentence(run_command, coco, tiny_directory, tmp_path):

@@ -92,5 +92,8 @@ def test_command(run_command, make_video, clip, tmp_path, capsys):
     figures = json.loads(out.read_text())["figures"]
     assert figures["at 0.1 s"]["drift"] < figures["at 1 s"]["drift"]
     assert figures["auc"] > 60
-    low, high = figures["auc_interval"]
+    assert figures["units"].keys() == {"dog.mp4", "noise.mp4"}
+    assert (figures["half_a"], figures["half_b"]) == tuple(figures["units"].values())
+    assert np.mean(list(figures["units"].values())) == pytest.approx(figures["auc"], abs=0.01)
+    low, high = figures["interval"]
     assert low <= figures["auc"] <= high

@@ -62,10 +62,12 @@ def test_summary():
         "b": {"flicker": 0.3, "chance": 0.7, "followed": 0.6},
     }
     figures = flicker.summarize(videos, np.array([4, 0, 2, 2]))
-    assert (figures["flicker"], figures["relative"], figures["classes"]) == (20, 33.33, 3)
+    assert (figures["flicker"], figures["chance"], figures["followed"], figures["classes"]) == (20, 60, 70, 3)
+    assert figures["units"] == {"a": 20, "b": 42.86}
+    assert figures["relative"] == 31.43
     assert figures["entropy"] == 1.5
     silent = flicker.summarize({"a": {"flicker": 0.0, "chance": 0.0, "followed": 1.0}}, np.array([9, 0]))
-    assert (silent["relative"], silent["entropy"], silent["flicker_interval"]) == (100, 0, [None, None])
+    assert (silent["relative"], silent["entropy"], silent["interval"]) == (100, 0, [None, None])
 
 
 def test_vspws_consistency_equals_its_scripts_loop():
@@ -115,5 +117,8 @@ def test_command(run_command, colours):
     assert pixels["classes"] == 3
     assert pixels["followed"] > 40
     assert 0 < pixels["relative"] < 70
+    assert pixels["units"] == {"slide.mp4": pixels["relative"]}
+    video = pixels["videos"]["slide.mp4"]
+    assert pixels["relative"] == pytest.approx(100 * video["flicker"] / video["chance"], abs=0.1)
     assert (constant["flicker"], constant["relative"], constant["entropy"]) == (0, 100, 0)
     assert constant["miou"] < 25

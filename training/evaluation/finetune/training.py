@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -83,6 +84,12 @@ def train(
         optimizer.step()
         bar.set_postfix(loss=f"{history[-1]:.3f}", lr=f"{max(base) * rate(step):.1e}", refresh=False)
     return history
+
+
+def ends(history: Sequence[float]) -> dict[str, float]:
+    """Return the mean loss of the first and of the last tenth of the steps: whether it was learnt at all."""
+    count = max(len(history) // 10, 1)
+    return {"first_tenth": round(fmean(history[:count]), 4), "last_tenth": round(fmean(history[-count:]), 4)}
 
 
 def _backward(losses: Callable[[list[Any]], dict[str, Tensor]], part: list[Any], total: int) -> float:

@@ -6,9 +6,8 @@ each pair has a control: the same base frame with a later frame of another video
 
     cycle      share that comes home, percent, 0 to 100; mean over pairs, then over videos
     control    the same with another video's frame: what position, and likeness of scenes, gives
-    gap        cycle - control, -100 to 100: the figure to compare
-    half_a/b   the gap on every second video, and on the others: an order of encoders that is not that of both halves
-               is not an order
+    gap        cycle - control, -100 to 100: the figure to compare; with its `interval`, its value on each video
+               (`units`), on every second one (`half_a`) and on the others (`half_b`)
 
 A constant encoder scores `chance` in both (2 % of a 14x24 grid, since ties are broken at random) and a gap of 0; noise
 of its own for each frame scores about 52 in both (see `training/evaluation/correspondence.py`), position alone 100 in
@@ -16,8 +15,7 @@ both, and both a gap of 0. Random weights and raw pixels do NOT score 0: the sam
 later, and looks alone match it. On the eight DAVIS sequences of `model_cards/results` (0.1 to 1 s) the gap was 0 for
 constant, 16 for pixels and 23 for random weights. The gap rewards telling the places of a scene apart, not
 understanding, and never ranks encoders without those rows. Similar scenes, such as one race track in several videos,
-raise the control, and so does likeness of meaning across videos. Intervals are 95 % percentile bootstraps over videos;
-`videos` holds each video's gap, by which `python -m training.evaluate compare` compares encoders.
+raise the control, and so does likeness of meaning across videos. Intervals are 95 % percentile bootstraps over videos.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from training.evaluation.bootstrap import interval
 from training.evaluation.correspondence import chance_share, cycle_share
+from training.evaluation.figures import by_unit, percent, percent_interval
 from training.evaluation.models import Model
 from training.evaluation.video_frames import EncodedClip, add_video_arguments, describe, encode_clips, other_frame
 
@@ -67,31 +65,17 @@ def summarize(
 ) -> dict[str, object]:
     """Return the figures of (videos, offsets) shares, in percent."""
     gap = cycle - control
-    per_video = gap.mean(1)
     figures: dict[str, object] = {
-        "gap": percent(per_video.mean()),
-        "cycle": percent(cycle.mean()),
-        "control": percent(control.mean()),
-        "half_a": percent(per_video[::2].mean()),
-        "half_b": percent(per_video[1::2].mean()),
+        "gap": percent(gap),
+        "cycle": percent(cycle),
+        "control": percent(control),
         "chance": percent(chance_share(*clips[0].grid.shape[1:3])),
-        "gap_interval": percent_interval(per_video),
+        **by_unit(gap.mean(1), [clip.video for clip in clips]),
     }
     measured = {"cycle": cycle, "control": control, "gap": gap}
     for column, offset in enumerate(offsets):
         figures[f"at {offset:g} s"] = {
-            **{name: percent(array[:, column].mean()) for name, array in measured.items()},
+            **{name: percent(array[:, column]) for name, array in measured.items()},
             **{f"{name}_interval": percent_interval(array[:, column]) for name, array in measured.items()},
         }
-    figures["videos"] = {clip.video: percent(value) for clip, value in zip(clips, per_video, strict=True)}
     return figures
-
-
-def percent(value: float) -> float:
-    """Return a share in percent, rounded to hundredths."""
-    return round(100 * float(value), 2)
-
-
-def percent_interval(values: np.ndarray) -> list[float]:
-    """Return the 95 % bootstrap interval of the mean of shares, in percent."""
-    return [percent(value) for value in interval(values)]

@@ -3,8 +3,8 @@
 Nothing is trained: see `training/evaluation/propagation.py` for the procedure and for what --variant means. Labels are
 upsampled bilinearly to the annotations' size. Scored as DAVIS-2017, semi-supervised: region similarity J and boundary
 accuracy F of each object, averaged over the frames but the first and the last, then over the objects of all sequences;
-decay is the mean of the first quarter of the frames minus that of the last. `bootstrap` is the 95% interval of J&F
-when sequences are drawn with replacement. Expected:
+decay is the mean of the first quarter of the frames minus that of the last. `interval` is J&F's 95 % bootstrap when
+sequences are drawn with replacement, `units` holds its mean over the objects of each. Expected:
 
     JPEGImages/480p/SEQUENCE/*.jpg
     Annotations/480p/SEQUENCE/*.png     palette index of the object, 0 background
@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.evaluation.bootstrap import interval
 from training.evaluation.features import extract
+from training.evaluation.figures import by_unit, percent
 from training.evaluation.models import Model
 from training.evaluation.propagation import VARIANTS, Variant, decide, labels_on_grid, propagate, read_labels
 from training.evaluation.segmentation_metrics import (
@@ -87,7 +87,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         sizes.add(size)
         scores[sequence.name] = score(sequence, predict(model, sequence, size, variant, args), args.masks)
     return {
-        "figures": figures(scores, args.seed),
+        "figures": figures(scores),
         "setting": {
             **variant.setting(),
             "features": "patch tokens, last block",
@@ -101,27 +101,23 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def figures(scores: dict[str, Scores], seed: int) -> dict[str, object]:
+def figures(scores: dict[str, Scores]) -> dict[str, object]:
     """Return the result's figures, in percent; means are over all objects."""
     j = [statistic for one in scores.values() for statistic in one.j]
     f = [statistic for one in scores.values() for statistic in one.f]
     values = [value for one in scores.values() for value in one.j_and_f()]
     names = [name for name, one in scores.items() for _ in one.j]
     return {
-        "j_and_f": _percent(values),
-        "j": _percent([one.mean for one in j]),
-        "f": _percent([one.mean for one in f]),
-        "j_recall": _percent([one.recall for one in j]),
-        "f_recall": _percent([one.recall for one in f]),
-        "j_decay": _percent([one.decay for one in j]),
-        "f_decay": _percent([one.decay for one in f]),
-        "bootstrap": [_percent([bound]) for bound in interval(values, names, seed=seed)] if len(scores) > 1 else None,
+        "j_and_f": percent(values),
+        "j": percent([one.mean for one in j]),
+        "f": percent([one.mean for one in f]),
+        "j_recall": percent([one.recall for one in j]),
+        "f_recall": percent([one.recall for one in f]),
+        "j_decay": percent([one.decay for one in j]),
+        "f_decay": percent([one.decay for one in f]),
+        **by_unit(values, names),
         "sequences": {
-            name: {
-                "j_and_f": _percent(one.j_and_f()),
-                "j": _percent([statistic.mean for statistic in one.j]),
-                "f": _percent([statistic.mean for statistic in one.f]),
-            }
+            name: {measure: percent([statistic.mean for statistic in getattr(one, measure)]) for measure in "jf"}
             for name, one in scores.items()
         },
     }
@@ -213,7 +209,3 @@ def _palette() -> list[int]:
         for number in range(256)
         for channel in range(3)
     ]
-
-
-def _percent(values: list[float]) -> float:
-    return round(100 * float(np.mean(values)), 2)

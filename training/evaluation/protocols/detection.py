@@ -12,7 +12,8 @@ trained on. Test: shorter side 800, at most 100 detections of probability above 
 crowds ignored; the weights after the last step. Only an encoder of this package and timm's vision transformers can be
 fine-tuned. Matrix products of the encoder are bfloat16 on CUDA.
 
-Data: annotations/instances_SPLIT.json (polygons or RLE) and SPLIT/*.jpg. --preset detection-small is for trying out.
+Data: annotations/instances_SPLIT.json (polygons or RLE) and SPLIT/*.jpg. --preset detection-small is for trying out
+on a CPU, as on the small set that `tests/training/evaluation/davis_as_coco.py` makes of DAVIS.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from training.evaluation.finetune.detection import (
     coco_results,
 )
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
-from training.evaluation.finetune.training import Stream, train, warm_up
+from training.evaluation.finetune.training import Stream, ends, train, warm_up
 from training.evaluation.models import Model
 from video_distilled_encoder.errors import InputError
 
@@ -59,10 +60,10 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = build_detector(pyramid, len(splits[0].categories), model.config, settings).to(model.device)
-    train_network(network, splits[0], settings, seed=args.seed, workers=args.workers)
+    history = train_network(network, splits[0], settings, seed=args.seed, workers=args.workers)
     boxes, masks = score(network, splits[1])
     return {
-        "figures": {"box_ap": boxes["ap"], "mask_ap": masks["ap"], "box": boxes, "mask": masks},
+        "figures": {"box_ap": boxes["ap"], "mask_ap": masks["ap"], "box": boxes, "mask": masks, "loss": ends(history)},
         "setting": asdict(settings),
         "data": {
             name: f"{args.data.name}/{split.folder.name}, {len(split.images)} images"

@@ -5,7 +5,8 @@ of the class feature (`cls`). Constant features drift least of all and are usele
 others: with the patch in the same place of another video's frame, and with other patches of the frame t+d.
 
     auc          probability that a patch is more similar to itself d later than to the patch in its place in another
-                 video, ties counted half; mean over videos and offsets. The figure to compare
+                 video, ties counted half; mean over videos and offsets. The figure to compare, with its `interval`,
+                 its value on each video (`units`), on every second one (`half_a`) and on the others (`half_b`)
     auc_within   the same against another patch, drawn at random, of the frame d later
     auc_cls      as auc, of class features
     drift, drift_cls, other, within, other_cls
@@ -28,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluation.bootstrap import interval
 from training.evaluation.correspondence import normalize
+from training.evaluation.figures import by_unit, percent, percent_interval
 from training.evaluation.models import Model
 from training.evaluation.video_frames import EncodedClip, add_video_arguments, describe, encode_clips, other_frame
 
@@ -126,21 +127,11 @@ def summarize(
     found: dict[str, np.ndarray], clips: Sequence[EncodedClip], offsets: Sequence[float]
 ) -> dict[str, object]:
     """Return the figures of (videos, offsets) measures, times 100."""
-    figures: dict[str, object] = {name: hundredfold(array.mean()) for name, array in found.items()}
-    figures["auc_interval"] = [hundredfold(value) for value in interval(found["auc"].mean(1))]
+    figures: dict[str, object] = {name: percent(array) for name, array in found.items()}
+    figures.update(by_unit(found["auc"].mean(1), [clip.video for clip in clips]))
     for column, offset in enumerate(offsets):
         figures[f"at {offset:g} s"] = {
-            **{name: hundredfold(array[:, column].mean()) for name, array in found.items()},
-            **{
-                f"{name}_interval": [hundredfold(value) for value in interval(found[name][:, column])]
-                for name in ("auc", "auc_within", "drift")
-            },
+            **{name: percent(array[:, column]) for name, array in found.items()},
+            **{f"{name}_interval": percent_interval(found[name][:, column]) for name in ("auc", "auc_within", "drift")},
         }
-    per_video = found["auc"].mean(1)
-    figures["videos"] = {clip.video: hundredfold(value) for clip, value in zip(clips, per_video, strict=True)}
     return figures
-
-
-def hundredfold(value: float) -> float:
-    """Return a value times 100, rounded to hundredths."""
-    return round(100 * float(value), 2) + 0.0

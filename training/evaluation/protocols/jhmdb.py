@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.evaluation.features import extract
+from training.evaluation.figures import percent
 from training.evaluation.models import Model
 from training.evaluation.propagation import Variant, propagate
 from video_distilled_encoder.errors import InputError, MissingExtra
@@ -81,9 +82,9 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     per_joint = {limit: pck(np.concatenate(distances), limit) for limit in THRESHOLDS}
     return {
         "figures": {
-            **{f"pck_{limit}": _percent(np.nanmean(values)) for limit, values in per_joint.items()},
+            **{f"pck_{limit}": percent(np.nanmean(values)) for limit, values in per_joint.items()},
             "joints": {
-                name: {f"pck_{limit}": _percent(values[number]) for limit, values in per_joint.items()}
+                name: {f"pck_{limit}": percent(values[number]) for limit, values in per_joint.items()}
                 for number, name in enumerate(JOINTS)
                 if not np.isnan(per_joint[THRESHOLDS[0]][number])
             },
@@ -231,7 +232,3 @@ def read_joints(path: Path) -> np.ndarray:
     if positions.ndim != 3 or positions.shape[:2] != (2, len(JOINTS)):
         raise InputError(f"pos_img in {path} has shape {positions.shape}, expected (2, {len(JOINTS)}, frames)")
     return positions.transpose(2, 1, 0) - 1
-
-
-def _percent(share: float) -> float:
-    return round(100 * float(share), 2)

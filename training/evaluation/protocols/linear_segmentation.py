@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.evaluation.features import Features, extract
+from training.evaluation.figures import percent
 from training.evaluation.models import Model
 from training.evaluation.segmentation_data import LAYOUTS, VOID, Layout, Pair, with_future_labels
 
@@ -68,18 +69,13 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
 
 
 def figures_of(confusion: np.ndarray, layout: Layout) -> dict[str, object]:
-    """Return mean IoU, pixel accuracy and the IoU of each class, in percent."""
+    """Return mean IoU, pixel accuracy and the IoU of each class, in percent; None for one that is nowhere."""
     iou = intersection_over_union(confusion)
     return {
-        "miou": round(100 * float(np.nanmean(iou)), 2),
-        "pixel_accuracy": round(100 * float(np.trace(confusion) / confusion.sum()), 2),
-        "iou": {name: _percent(v) for name, v in zip(layout.classes, iou, strict=True)},
+        "miou": percent(np.nanmean(iou)),
+        "pixel_accuracy": percent(np.trace(confusion) / confusion.sum()),
+        "iou": {name: percent(v) for name, v in zip(layout.classes, iou, strict=True)},
     }
-
-
-def _percent(share: float) -> float | None:
-    """Return a share in percent; None, which JSON knows, for that of a class that neither occurs nor is predicted."""
-    return None if np.isnan(share) else round(100 * float(share), 2)
 
 
 def describe_features(model: Model, train: Split, args: argparse.Namespace) -> dict[str, object]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from training.evaluation.finetune.backbone import VitPyramid, parameter_groups, trainable_backbone
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
-from training.evaluation.finetune.training import Stream, autocast, train, warm_up
+from training.evaluation.finetune.training import Stream, autocast, ends, train, warm_up
 from training.evaluation.finetune.upernet import UperNet
 from training.evaluation.models import Model
 from training.evaluation.protocols.linear_segmentation import confusion_matrix, figures_of
@@ -114,10 +114,10 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = UperNet(pyramid, len(layout.classes), settings.channels, settings.auxiliary_channels)
     network.to(model.device)
-    train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers)
+    history = train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers)
     confusion = score(network, pairs[1], layout, model.config, settings)
     return {
-        "figures": figures_of(confusion, layout),
+        "figures": {**figures_of(confusion, layout), "loss": ends(history)},
         "setting": asdict(settings),
         "data": {
             name: f"{args.data.name}/{split}, {len(part)} images"

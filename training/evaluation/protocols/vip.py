@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from training.evaluation.features import extract
+from training.evaluation.figures import percent
 from training.evaluation.models import Model
 from training.evaluation.propagation import Variant, decide, labels_on_grid, propagate, read_labels
 from training.evaluation.protocols.linear_segmentation import confusion_matrix, intersection_over_union
@@ -87,9 +88,9 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     iou = intersection_over_union(first + others)
     return {
         "figures": {
-            "miou": _percent(iou),
-            "miou_without_first": _percent(intersection_over_union(others)),
-            "iou": {name: _percent(value) for name, value in zip(CLASSES, iou, strict=True) if not np.isnan(value)},
+            "miou": percent(np.nanmean(iou)),
+            "miou_without_first": percent(np.nanmean(intersection_over_union(others))),
+            "iou": {name: percent(value) for name, value in zip(CLASSES, iou, strict=True) if not np.isnan(value)},
         },
         "setting": {
             **VARIANT.setting(),
@@ -154,7 +155,3 @@ def _count(prediction: np.ndarray, truth: np.ndarray, path: Path | None = None) 
     if prediction.shape != truth.shape:
         raise InputError(f"{path} is not of the size of the video's first label image")
     return confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(truth), len(CLASSES))
-
-
-def _percent(values: np.ndarray | float) -> float:
-    return round(100 * float(np.nanmean(values)), 2)
