@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,17 @@ class Job:
         return list(self._photographs(camera, limit))
 
     def calibration_inputs(self, artefact: Artefact) -> Iterator[Tensor]:
-        """Yield inputs of the export, one real image each, repeated to the smallest batch."""
-        for image in self._photographs(artefact.camera, CALIBRATION_IMAGES):
-            if artefact.camera is None:
-                inputs = self.encoder.preprocess(image, size=artefact.size or artefact.default_size)
-            else:
-                inputs = (image.movedim(0, -1) if artefact.camera.layout == "NHWC" else image)[None]
-            yield inputs.expand(artefact.batch[0], *inputs.shape[1:]).contiguous()
+        """Yield inputs of the export's smallest batch, of real images; the last is filled up with its last image."""
+        images = self._photographs(artefact.camera, CALIBRATION_IMAGES)
+        least = artefact.batch[0]
+        while batch := list(islice(images, least)):
+            yield torch.cat([self._input(image, artefact) for image in batch + batch[-1:] * (least - len(batch))])
+
+    def _input(self, image: Tensor, artefact: Artefact) -> Tensor:
+        """Return an input of one image."""
+        if artefact.camera is None:
+            return self.encoder.preprocess(image, size=artefact.size or artefact.default_size)
+        return (image.movedim(0, -1).contiguous() if artefact.camera.layout == "NHWC" else image)[None]
 
     def _photographs(self, camera: Camera | None, limit: int) -> Iterator[Tensor]:
         count = min(limit, len(self.images))
