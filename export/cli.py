@@ -2,7 +2,7 @@
 
 The export is written, reloaded in its runtime, and compared with torch in fp32 on real photographs, output by output
 and block by block; it takes its final name only if every token is near enough (fp32: cosine .9999; fp16 .999; bf16 .99;
-int8 .95, and .99 on average). FILE.json beside it says what it is and how the comparison went, and is needed to load
+int8 .98). FILE.json beside it says what it is and how the comparison went, and is needed to load
 it: `video_distilled_encoder.load_runtime(FILE)`.
 """
 

@@ -18,6 +18,7 @@ from video_distilled_encoder.errors import MissingExtra
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 """And what the network is exported in."""
 DYNAMIC_SIZE = True
+_PRODUCTS = ["MatMul", "Gemm"]
 OPSET = 20  # the newest without fused Attention, which TensorRT reads only from 10.14 on
 
 
@@ -85,9 +86,10 @@ def dynamic_shapes(network: Network) -> dict[int, Any]:
 
 
 def quantize(source: Path, target: Path, name: str, calibration: Iterable[Tensor]) -> None:
-    """Write an int8 graph: Q/DQ around the products with weights, symmetric, as TensorRT and OpenVINO want it.
+    """Write an int8 graph: Q/DQ before the products with weights, symmetric, as TensorRT and OpenVINO want it.
 
-    Weights are quantised by channel, activations by tensor, ranges taken from the calibration inputs.
+    Weights are quantised by channel, activations by tensor, ranges taken from the calibration inputs. The products
+    inside attention stay as they are: the many small probabilities of a softmax would all become 0.
 
     Args:
         source: the float32 graph.
@@ -112,12 +114,24 @@ def quantize(source: Path, target: Path, name: str, calibration: Iterable[Tensor
         str(target),
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul", "Gemm"],
+        op_types_to_quantize=_PRODUCTS,
+        nodes_to_exclude=_products_of_activations(prepared),
         per_channel=True,
         activation_type=quantization.QuantType.QInt8,
         weight_type=quantization.QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": True, "WeightSymmetric": True},
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+        },
     )
+
+
+def _products_of_activations(path: Path) -> list[str]:
+    """Return the names of a graph's products of which no side is a weight."""
+    graph = import_package("onnx").load(str(path)).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] not in weights]
 
 
 def import_package(package: str) -> Any:

@@ -20,13 +20,17 @@ class ClipsConfig:
     """K, frames per clip (paper, section 2)."""
     stride: float = 0.5
     """Seconds between consecutive frames of a clip (the paper's 30 frames at 60 frames/s)."""
-
+    balance: float = 0.0
+    """How evenly the folders of videos are drawn from: 0, every clip as often as another; 1, every folder as often as
+    another, however many clips it holds; between, a folder of n clips in proportion to n^(1 - balance)."""
     in_memory: bool = False
     """Keep all decoded frames in memory, for data that fit: no frame is decoded twice."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride <= 0:
             raise InputError(f"clips need frames >= 1 and stride > 0, got {self.frames} and {self.stride}")
+        if not 0 <= self.balance <= 1:
+            raise InputError(f"clips.balance is 0 to 1, got {self.balance}")
 
 
 class ClipIndex:
@@ -43,6 +47,7 @@ class ClipIndex:
     def __init__(self, stores: Sequence[FrameStore], config: ClipsConfig, seed: int) -> None:
         self.stores = stores
         self.seed = seed
+        self.balance = config.balance
         rows = [clip_frames(store.times, store.shots, config) for store in stores]
         self.frames = np.concatenate(rows) if rows else np.zeros((0, config.frames), dtype=np.int64)
         """(clips, K) frame numbers."""
@@ -63,7 +68,8 @@ class ClipIndex:
     def __getitem__(self, position: int) -> tuple[FrameStore, np.ndarray]:
         """Return the store and the (K,) frame numbers of the clip at `position` of the run.
 
-        Position p is clip p mod n of a fresh shuffle of all n clips in epoch p div n.
+        Position p is clip p mod n of a fresh shuffle in epoch p div n: of all n clips, or, where folders are balanced,
+        of n clips of which each folder has its share.
         """
         epoch, index = divmod(position, len(self))
         clip = self._order(epoch)[index]
@@ -77,7 +83,28 @@ class ClipIndex:
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+        shuffle = np.random.default_rng([self.seed, epoch]).permutation
+        return shuffle(self._balanced(epoch)) if self.balance else shuffle(len(self))
+
+    def _balanced(self, epoch: int) -> np.ndarray:
+        """Return the clips of an epoch: of each folder the next ones of an endless row of shuffles of its clips."""
+        folders = [store.folder for store in self.stores]
+        names = list(dict.fromkeys(folders))
+        of_clip = np.array([names.index(folder) for folder in folders])[self.videos]
+        members = [found for n in range(len(names)) if len(found := np.flatnonzero(of_clip == n))]
+        chosen = []
+        for number, (clips, share) in enumerate(zip(members, self._shares(members), strict=True)):
+            first, last = epoch * share, (epoch + 1) * share
+            rounds = range(first // len(clips), -(-last // len(clips)))
+            row = [np.random.default_rng([self.seed, number, n]).permutation(clips) for n in rounds]
+            chosen += [clip for part in row for clip in part][first - rounds.start * len(clips) :][:share]
+        return np.array(chosen)
+
+    def _shares(self, members: Sequence[np.ndarray]) -> list[int]:
+        """Return how many clips of an epoch each folder has; together all."""
+        weights = np.array([len(clips) for clips in members]) ** (1 - self.balance)
+        ends = np.round(len(self) * np.cumsum(weights) / weights.sum()).astype(int)
+        return np.diff(ends, prepend=0).tolist()
 
 
 def clip_frames(times: np.ndarray, shots: np.ndarray, config: ClipsConfig) -> np.ndarray:

@@ -36,8 +36,8 @@ def extract_all(
     *,
     workers: int = 0,
     skip_unreadable: bool = False,
-) -> list[Path]:
-    """Extract every video named by `paths` (files or folders) and return the stores in the order of the videos.
+) -> dict[Path, str]:
+    """Extract every video named by `paths` (files or folders).
 
     Args:
         paths: video files, or folders that are searched for them.
@@ -45,6 +45,9 @@ def extract_all(
         config: frame rate, size and quality.
         workers: processes; 0 means one per processor.
         skip_unreadable: leave out, with a warning, videos that cannot be read, instead of stopping at the first.
+
+    Returns:
+        The stores in the order of the videos, each with the folder of its video; a video given twice counts once.
 
     Raises:
         InputError: a video cannot be read, or none is left.
@@ -63,7 +66,9 @@ def extract_all(
             bar.update()
     if not stores:
         raise InputError("none of the videos can be read")
-    return [stores[video] for video in videos if video in stores]
+    # From the back, so that of a video given twice the first folder stays.
+    folders = {stores[video]: str(video.parent) for video in reversed(videos) if video in stores}
+    return {stores[video]: folders[stores[video]] for video in videos if video in stores}
 
 
 def _in_parallel(
@@ -98,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)
     stores = extract_all(args.videos, args.frames, config, workers=args.workers, skip_unreadable=args.skip_unreadable)
-    print(f"{len(set(stores))} frame stores in {args.frames / config.folder}")
+    print(f"{len(stores)} frame stores in {args.frames / config.folder}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,12 +104,16 @@ def _scale_down(frame: VideoFrame, config: ExtractConfig) -> Image.Image:
 class FrameStore:
     """Random access to the frames of one video.
 
+    Args:
+        path: the ZIP file.
+        folder: where the video is from; videos of one folder are one source of clips.
+
     Raises:
         InputError: the file is not a whole frame store, when it is opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, folder: str = "") -> None:
+        self.path, self.folder = path, folder
         try:
             with zipfile.ZipFile(path) as archive:
                 meta = json.loads(archive.read(_META))
@@ -173,6 +177,6 @@ def keep_all_in_memory(stores: Sequence[FrameStore]) -> None:
             bar.update()
 
 
-def open_stores(paths: Iterable[Path]) -> list[FrameStore]:
-    """Open several stores; a video given twice counts once."""
-    return [FrameStore(path) for path in dict.fromkeys(paths)]
+def open_stores(stores: Mapping[Path, str]) -> list[FrameStore]:
+    """Open several stores, each with the folder that its video is from."""
+    return [FrameStore(path, folder) for path, folder in stores.items()]

@@ -85,28 +85,30 @@ def pretrain(
     check_out(out, recipe, resume)
     world = distributed.start(recipe.run.device)
     try:
-        paths = extract_once(world, data, frames or default_root(), recipe, skip_unreadable)
-        return train(out, recipe, world, open_stores(paths), resume, max_seconds)
+        stores = extract_once(world, data, frames or default_root(), recipe, skip_unreadable)
+        return train(out, recipe, world, open_stores(stores), resume, max_seconds)
     finally:
         distributed.stop()
 
 
 def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None, skip_unreadable: bool) -> str:
     """Describe the run and draw `OUT.views.png`; the videos are extracted, nothing is trained."""
-    paths = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)
-    index = ClipIndex(open_stores(paths), recipe.clips, recipe.run.seed)
+    stores = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)
+    index = ClipIndex(open_stores(stores), recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     bf16 = recipe.run.uses_bf16(distributed.choose_device(recipe.run.device))
     return report(recipe, index, build_method(recipe, config), config, out.with_name(f"{out.name}.views.png"), bf16)
 
 
-def extract_once(world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool) -> list[Path]:
+def extract_once(
+    world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool
+) -> dict[Path, str]:
     """Extract the videos in one process of each machine while the others wait; return the stores in all."""
-    paths: list[Path] = []
+    stores: dict[Path, str] = {}
     if world.local_rank == 0:
-        paths = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable)
+        stores = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable)
     distributed.wait_for_all()
-    return distributed.from_main(paths)
+    return distributed.from_main(stores)
 
 
 def train(

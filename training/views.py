@@ -46,6 +46,9 @@ class ViewsConfig:
 
     pre_crop_area: tuple[float, float] | None = (0.05, 0.20)
     """Area of the pre-crop as a share of the frame (paper, section 3.1); null for no pre-crop."""
+    pre_crop_side: int = 0
+    """Least size of the pre-crop in pixels, the side of a square of its area: of small frames it is a larger share than
+    `pre_crop_area`, up to all of them, for a few pixels magnified teach nothing."""
     pre_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of the pre-crop (unstated in the papers)."""
     global_size: int = 224
@@ -75,6 +78,8 @@ class ViewsConfig:
         low, high = self.pre_crop_ratio
         if not 0 < low <= high:
             raise InputError(f"views.pre_crop_ratio must be 0 < low <= high, got {[low, high]}")
+        if self.pre_crop_side < 0:
+            raise InputError(f"views.pre_crop_side is a number of pixels, got {self.pre_crop_side}")
         if not 0 <= self.flip <= 1:
             raise InputError(f"views.flip must be a probability, got {self.flip}")
         if not 0 <= self.low_resolution <= 1:
@@ -127,7 +132,9 @@ def pre_crop(rng: np.random.Generator, size: tuple[int, int], config: ViewsConfi
     frame = Box(0, 0, *size)
     if config.pre_crop_area is None:
         return frame, frame
-    return frame, random_box(rng, frame, config.pre_crop_area, config.pre_crop_ratio)
+    least = min(1.0, config.pre_crop_side**2 / (size[0] * size[1]))
+    low, high = (max(share, least) for share in config.pre_crop_area)
+    return frame, random_box(rng, frame, (low, high), config.pre_crop_ratio)
 
 
 def cut(pixels: Tensor, box: Box, size: int, flip: bool) -> Tensor:

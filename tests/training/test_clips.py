@@ -46,7 +46,8 @@ def test_no_clip_crosses_a_cut():
 
 
 class FakeStore:
-    def __init__(self, frames):
+    def __init__(self, frames, folder=""):
+        self.folder = folder
         self.times = np.arange(frames) / 10
         self.shots = np.zeros(frames, dtype=int)
 
@@ -83,3 +84,34 @@ def test_videos_that_are_too_short_say_so():
         ClipIndex(stores(5, 8), ClipsConfig(3, 0.5), seed=0)
     with pytest.raises(InputError, match=r"longest video has 0\.00 s"):
         ClipIndex(stores(1), ClipsConfig(3, 0.5), seed=0)
+
+
+def test_folders_are_drawn_from_as_asked():
+    videos = [
+        FakeStore(60, "robot"),
+        FakeStore(60, "robot"),
+        FakeStore(12, "street"),
+        FakeStore(22, "garden"),
+        FakeStore(5, "x"),
+    ]
+    counts = np.array([100, 2, 12])
+    for balance, weights in ((0.5, counts**0.5), (1.0, np.ones(3))):
+        index = ClipIndex(videos, ClipsConfig(3, 0.5, balance), seed=0)
+        assert len(index) == 114
+        for epoch in range(3):
+            drawn = [index[p][0].folder for p in range(114 * epoch, 114 * (epoch + 1))]
+            shares = [drawn.count(folder) for folder in ("robot", "street", "garden")]
+            assert np.abs(shares - 114 * weights / weights.sum()).max() <= 1
+
+
+def test_a_balanced_folder_is_gone_through_before_a_clip_comes_again():
+    index = ClipIndex([FakeStore(110, "robot"), FakeStore(20, "street")], ClipsConfig(3, 0.5, 1.0), seed=0)
+    assert len(index) == 110  # 100 and 10, so 55 of each in an epoch
+    clips = [(index[p][0].folder, int(index[p][1][0])) for p in range(220)]
+    robot, street = ([frame for folder, frame in clips if folder == name] for name in ("robot", "street"))
+    assert len(robot) == len(street) == 110
+    assert len(set(robot)) == 100
+    assert sorted(set(street)) == list(range(10))
+    assert {street.count(frame) for frame in range(10)} == {11}
+    again = pickle.loads(pickle.dumps(index))
+    assert [(again[p][0].folder, int(again[p][1][0])) for p in reversed(range(220))] == clips[::-1]

@@ -36,9 +36,10 @@ def test_rate_and_size(clip, tmp_path):
 def test_a_video_is_extracted_once_whatever_its_name(clip, tmp_path):
     copy = shutil.copy(clip, tmp_path / "renamed.mp4")
     config = ExtractConfig(fps=5)
-    one, two = extract_all([clip, tmp_path], tmp_path / "frames", config)
-    assert one == two
-    stamp = one.stat().st_mtime_ns
+    stores = extract_all([clip, tmp_path], tmp_path / "frames", config)
+    ((store, folder),) = stores.items()
+    assert folder == str(clip.parent)
+    stamp = store.stat().st_mtime_ns
     assert extract_video(tmp_path / copy, tmp_path / "frames", config).stat().st_mtime_ns == stamp
 
 

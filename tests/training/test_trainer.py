@@ -63,7 +63,7 @@ class Waits(TorchDispatchMode):
 
 def trainer_and_sample(clip, folder, device, *settings):
     recipe = read_recipe("smoke", [f"--run.device={device}", "--objective.patch_share=0.5", *settings])
-    index = ClipIndex(open_stores([extract_video(clip, folder, recipe.extract)]), recipe.clips, 0)
+    index = ClipIndex(open_stores({extract_video(clip, folder, recipe.extract): "videos"}), recipe.clips, 0)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
     trainer = Trainer(recipe, build_method(recipe, config), index, config, folder, world)

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from training.box import Box
 from training.methods.vfd import plan_views
 from training.recipe import read_recipe
-from training.views import ViewsConfig, cut, cut_all, random_box
+from training.views import ViewsConfig, cut, cut_all, pre_crop, random_box
 from video_distilled_encoder.errors import InputError
 
 
@@ -112,3 +112,16 @@ def test_cut_equals_pil_crop_and_resize():
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         ViewsConfig(**bad)
+
+
+@pytest.mark.parametrize(("size", "least"), [((320, 180), 0.5625), ((1280, 720), 0.05), ((100, 90), 1.0)])
+def test_the_pre_crop_of_a_small_frame_is_a_larger_share(size, least):
+    config = ViewsConfig(pre_crop_area=(0.05, 0.2), pre_crop_side=180)
+    rng = np.random.default_rng(0)
+    areas = [box.width * box.height for _, box in (pre_crop(rng, size, config) for _ in range(300))]
+    shares = np.array(areas) / (size[0] * size[1])
+    if least == 1.0:
+        assert shares.min() > 0.9 * min(4 / 3 / (size[0] / size[1]), 1)
+    else:
+        assert shares.min() > 0.97 * least
+        assert shares.max() < max(0.2, least) + 0.01
