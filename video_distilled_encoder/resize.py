@@ -57,9 +57,10 @@ def apply_bands(images: Tensor, rows: Bands, columns: Bands, channels_last: bool
     """Return `images` as `resize_and_crop` does, with bands that are already made."""
     left, right = min(band.start for band in columns), max(band.stop for band in columns)
     images = images[:, :, left:right].flatten(2) if channels_last else images[..., left:right]
+    # Bands are made float32 one by one, while they are in the processor's cache.
     images = torch.cat([weights @ images[..., a:b, :].float() for a, b, weights in rows], dim=-2)
     if channels_last:
-        images = images.unflatten(2, (right - left, 3)).permute(0, 3, 1, 2)
+        images = images.unflatten(2, (right - left, 3)).permute(0, 3, 1, 2).contiguous()
     return torch.cat([images[..., a - left : b - left] @ weights.T for a, b, weights in columns], dim=-1)
 
 
