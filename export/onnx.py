@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from export.job import Job
 from export.network import Network
-from video_distilled_encoder.errors import MissingExtra
+from video_distilled_encoder.errors import import_extra
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 """And what the network is exported in."""
@@ -37,7 +36,7 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
         MissingExtra: a package is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        import_package(package)
+        import_extra(package, "export")
     if network.artefact.precision == "int8":
         with tempfile.TemporaryDirectory() as folder:
             full = Path(folder) / "full.onnx"
@@ -45,7 +44,7 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
             quantize(full, path, network.artefact.input, job.calibration_inputs(network.artefact))
     else:
         write_graph(network, path)
-    import_package("onnx").checker.check_model(str(path), full_check=True)
+    import_extra("onnx", "export").checker.check_model(str(path), full_check=True)
     return {}
 
 
@@ -97,8 +96,8 @@ def quantize(source: Path, target: Path, name: str, calibration: Iterable[Tensor
         name: of the input.
         calibration: inputs of one image each.
     """
-    quantization = import_package("onnxruntime.quantization")
-    shapes = import_package("onnxruntime.quantization.shape_inference")
+    quantization = import_extra("onnxruntime.quantization", "export")
+    shapes = import_extra("onnxruntime.quantization.shape_inference", "export")
     prepared = source.with_name("prepared.onnx")
     shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
 
@@ -129,18 +128,6 @@ def quantize(source: Path, target: Path, name: str, calibration: Iterable[Tensor
 
 def _products_of_activations(path: Path) -> list[str]:
     """Return the names of a graph's products of which no side is a weight."""
-    graph = import_package("onnx").load(str(path)).graph
+    graph = import_extra("onnx", "export").load(str(path)).graph
     weights = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] not in weights]
-
-
-def import_package(package: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtra(package.split(".")[0], "export") from error

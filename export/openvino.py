@@ -13,6 +13,7 @@ import torch
 from export import onnx
 from export.job import Job
 from export.network import Network
+from video_distilled_encoder.errors import import_extra
 
 PRECISIONS = dict.fromkeys(("fp32", "fp16", "bf16", "int8"), torch.float32)
 DYNAMIC_SIZE = True
@@ -20,7 +21,7 @@ DYNAMIC_SIZE = True
 
 def write(network: Network, path: Path, job: Job) -> dict[str, str]:
     """Export the network to `path`; arguments, result and errors as of `export.onnx.write`."""
-    openvino = onnx.import_package("openvino")
+    openvino = import_extra("openvino", "export")
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "encoder.onnx"
         onnx.write(network, graph, job)

@@ -6,7 +6,6 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from export import aoti, latency, onnx, openvino, parity, tensorrt
 from export.job import Job, find_images
 from export.network import Network
+from export.versions import versions
 from video_distilled_encoder import Encoder, model_directory, runtimes
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.files import atomic_directory, sha256
@@ -29,7 +29,6 @@ from video_distilled_encoder.runtimes.runtime import Runtime
 FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino, "aoti": aoti, "tensorrt": tensorrt}
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
 FEW_IMAGES = 100
-_PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt")
 
 
 def export(
@@ -213,7 +212,7 @@ def produce(job: Job, artefact: Artefact, path: Path) -> Artefact:
         "parity_images": len(images),
         "latency_ms": asdict(time_run(runtime)),
         "device": str(runtime.device),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
     }
     artefact = dataclasses.replace(artefact, facts=facts)
     artefact.write(sidecar(path))
@@ -246,12 +245,3 @@ def time_run(runtime: Runtime) -> latency.Latency:
     shape = artefact.input_shape(artefact.batch[1], artefact.size or artefact.default_size)
     inputs = torch.zeros(shape, dtype=torch.uint8 if artefact.camera else torch.float32, device=runtime.device)
     return latency.measure(lambda: runtime.run(inputs))
-
-
-def _version(package: str) -> Any:
-    for name in (package, f"{package}-gpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -20,6 +21,18 @@ class MissingExtra(InputError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'video_distilled_encoder[{extra}]'")
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module of an optional dependency.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(module.split(".")[0], extra) from error
 
 
 def command(main: Callable[[], None]) -> Callable[[], NoReturn]:

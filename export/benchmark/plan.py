@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.benchmark.report import versions
 from export.benchmark.rows import DTYPES, Failure, Group, Row
 from export.pipeline import FORMATS, SUFFIXES
+from export.versions import versions
 from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.runtimes.artefact import Artefact

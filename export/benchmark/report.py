@@ -9,7 +9,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,12 @@ import torch
 
 from export.benchmark.floor import Floor
 from export.benchmark.rows import Failure, Group, Result, Row
+from export.versions import versions
 from video_distilled_encoder.files import atomic_path
 
 Record = dict[str, Any]
 """One row, flat."""
 
-_PACKAGES = (
-    "torch",
-    "timm",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-)
 _COLUMNS = (
     ("network ms", "network_median_ms", ".2f"),
     ("p95", "network_p95_ms", ".2f"),
@@ -174,17 +163,6 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "versions": versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that are here and matter."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _cpu_name() -> str:

@@ -6,7 +6,6 @@ transformers' own image processor.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from export.benchmark.rows import DTYPES, Row
 from video_distilled_encoder import Encoder, load_runtime
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.preprocessing import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import Artefact
 
@@ -104,7 +103,7 @@ def _open_transformers(row: Row, frames: np.ndarray, device: str) -> Subject:
     """Random weights, of the published configuration: only its JSON must be at hand."""
     config = transformers_config(row.source)
     config.image_size = row.size[0] if row.size[0] == row.size[1] else list(row.size)
-    model = _import_transformers().AutoModel.from_config(config)
+    model = import_extra("transformers", "transformers").AutoModel.from_config(config)
     processor, options = _processor(row.source, row.size)
 
     def prepare() -> Tensor:
@@ -133,7 +132,7 @@ def transformers_config(name: str) -> Any:
     Raises:
         InputError: transformers is not installed, or there is no such configuration.
     """
-    load = _import_transformers().AutoConfig.from_pretrained
+    load = import_extra("transformers", "transformers").AutoConfig.from_pretrained
     config = _local_first(load, name)
     config = getattr(config, "vision_config", config)
     if not hasattr(config, "image_size"):
@@ -143,7 +142,7 @@ def transformers_config(name: str) -> Any:
 
 def _processor(name: str, size: tuple[int, int]) -> tuple[Any, dict[str, Any]]:
     """Return the model's own image processor, or a usual one if it has none, and what makes its result of `size`."""
-    transformers = _import_transformers()
+    transformers = import_extra("transformers", "transformers")
     try:
         processor = _local_first(transformers.AutoImageProcessor.from_pretrained, name)
     except InputError:
@@ -168,10 +167,3 @@ def _local_first(load: Callable[..., Any], name: str) -> Any:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"transformers cannot load {name}: {reason}") from error
-
-
-def _import_transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingExtra("transformers", "transformers") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 
@@ -30,7 +29,7 @@ class OnnxSession:
     """
 
     def __init__(self, path: Path, artefact: Artefact, device: torch.device, threads: int | None) -> None:
-        runtime = _import()
+        runtime = import_extra("onnxruntime", "export")
         provider = PROVIDERS[device.type]
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # what matters is raised below
@@ -89,7 +88,7 @@ def open_session(path: Path, artefact: Artefact, device: str, threads: int | Non
         InputError: ONNX Runtime is not installed or lacks the device, or the file cannot be loaded.
     """
     kind = device.split(":")[0]
-    available = _import().get_available_providers()
+    available = import_extra("onnxruntime", "export").get_available_providers()
     if PROVIDERS.get(kind) not in available:
         raise InputError(f"ONNX Runtime has no provider for the device {device!r} here; it has {', '.join(available)}")
     chosen = cuda_device(device) if kind == "cuda" else torch.device("cpu")
@@ -98,10 +97,3 @@ def open_session(path: Path, artefact: Artefact, device: str, threads: int | Non
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _import() -> Any:
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "export") from error

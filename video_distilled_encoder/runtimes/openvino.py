@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.runtimes.artefact import Artefact
 
 COMPUTE = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
@@ -29,7 +28,7 @@ class OpenVinoSession:
     device = torch.device("cpu")
 
     def __init__(self, path: Path, artefact: Artefact, device: str, threads: int | None) -> None:
-        openvino = _import()
+        openvino = import_extra("openvino", "export")
         core = openvino.Core()
         name = device.upper()
         if name.split(":")[0] not in {known.split(".")[0] for known in core.available_devices}:
@@ -72,10 +71,3 @@ def _compute_type(core: Any, device: str, precision: str) -> str:
     if precision == "fp16" and "FP16" not in capabilities:
         return "f32"  # the weights are stored in half, and computed with in full
     return COMPUTE[precision]
-
-
-def _import() -> Any:
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise MissingExtra("openvino", "export") from error
