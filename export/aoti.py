@@ -12,7 +12,7 @@ import torch
 from export.job import Job
 from export.network import Network
 from export.onnx import dynamic_shapes, example
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.runtimes.artefact import machine
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -41,9 +41,8 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
             program = torch.export.export(network, (example(network),), dynamic_shapes=(dynamic_shapes(network),))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # compilers fail in their own ways
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"AOTInductor cannot compile the network here: {lines[0]}; is a C++ compiler installed?"
+            f"AOTInductor cannot compile the network here: {first_line(error)}; is a C++ compiler installed?"
         ) from error
     made_for = {**machine(), "device": device.type}
     if device.type == "cuda":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.preprocessing import plan_resize
-from video_distilled_encoder.resize import Bands, apply_bands, bands
+from video_distilled_encoder.resize import Bands, apply_bands, both_bands
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact, Camera
 
 
@@ -95,11 +95,7 @@ def camera_bands(camera: Camera, size: tuple[int, int], encoder: Encoder) -> tup
     config = encoder.config
     frame = (camera.height, camera.width)
     resized, crop = plan_resize(frame, size, camera.crop_mode, config.crop_pct, encoder.patch_size)
-    rows, columns = (
-        bands(have, whole, keep, config.interpolation, encoder.device)
-        for have, whole, keep in zip(frame, resized, crop, strict=True)
-    )
-    return rows, columns
+    return both_bands(frame, resized, crop, config.interpolation, encoder.device)
 
 
 class _InFloat32(nn.Module):

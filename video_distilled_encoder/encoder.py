@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder import model_directory
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.model_config import ModelConfig, image_size
 from video_distilled_encoder.preprocessing import Images, check_size, preprocess
@@ -85,8 +85,8 @@ class Encoder(nn.Module):
         try:
             return encoder.to(device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"the encoder cannot be put on the device {str(device)!r} here: {reason}") from error
+            where = f"the device {str(device)!r}"
+            raise InputError(f"the encoder cannot be put on {where} here: {first_line(error)}") from error
 
     @property
     def embed_dim(self) -> int:

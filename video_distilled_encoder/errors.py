@@ -23,6 +23,11 @@ class MissingExtra(InputError):
         super().__init__(f"{package} is not installed; install it with: pip install 'video_distilled_encoder[{extra}]'")
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error of another library, whose messages may be long, or empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def import_extra(module: str, extra: str) -> Any:
     """Import a module of an optional dependency.
 

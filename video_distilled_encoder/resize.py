@@ -45,12 +45,19 @@ def resize_and_crop(
     Returns:
         (n, 3, *crop) float32, in the units of `images`; bicubic may overshoot them.
     """
-    sides = images.shape[1:3] if channels_last else images.shape[2:]
-    rows, columns = (
-        bands(have, whole, keep, interpolation, images.device)
-        for have, whole, keep in zip(sides, resized, crop, strict=True)
-    )
+    height, width = images.shape[1:3] if channels_last else images.shape[2:]
+    rows, columns = both_bands((height, width), resized, crop, interpolation, images.device)
     return apply_bands(images, rows, columns, channels_last)
+
+
+def both_bands(
+    source: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int], interpolation: str, device: torch.device
+) -> tuple[Bands, Bands]:
+    """Return the bands of rows and of columns; arguments as of `resize_and_crop`, (height, width) each."""
+    rows, columns = (
+        bands(have, whole, keep, interpolation, device) for have, whole, keep in zip(source, resized, crop, strict=True)
+    )
+    return rows, columns
 
 
 def apply_bands(images: Tensor, rows: Bands, columns: Bands, channels_last: bool) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from export.benchmark.report import Record, Report
-from video_distilled_encoder.errors import MissingExtra
+from video_distilled_encoder.errors import import_extra
 from video_distilled_encoder.files import atomic_path
 
 _NETWORK, _PREPROCESSING, _BOTH, _FLOOR = "#3b6ea5", "#e8a33d", "#7a6c9c", "#444444"
@@ -19,10 +19,7 @@ def require_matplotlib() -> Any:
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "export") from error
+    matplotlib = import_extra("matplotlib", "export")
     matplotlib.use("Agg")
     return matplotlib
 

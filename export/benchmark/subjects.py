@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export.benchmark.rows import DTYPES, Row
 from video_distilled_encoder import Encoder, load_runtime
-from video_distilled_encoder.errors import InputError, import_extra
+from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.preprocessing import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import Artefact
 
@@ -165,5 +165,4 @@ def _local_first(load: Callable[..., Any], name: str) -> Any:
     try:
         return load(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"transformers cannot load {name}: {reason}") from error
+        raise InputError(f"transformers cannot load {name}: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.runtimes.artefact import Artefact, check_machine, machine
 from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, cuda_device
 
@@ -31,8 +31,7 @@ class AotiSession:
                 str(path), run_single_threaded=on_gpu, device_index=device.index if on_gpu else -1
             )
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{path.name} cannot be loaded by AOTInductor: {reason}") from error
+            raise InputError(f"{path.name} cannot be loaded by AOTInductor: {first_line(error)}") from error
         self._artefact, self.device = artefact, device
         self._call: Callable[[Tensor], Any] = CudaGraphs(package) if on_gpu else package
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_distilled_encoder.errors import InputError, import_extra
+from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 
@@ -41,7 +41,7 @@ class OnnxSession:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=[chosen])
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-            raise InputError(f"{path.name} cannot be loaded by ONNX Runtime: {_first_line(error)}") from error
+            raise InputError(f"{path.name} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
         if self._session.get_providers()[0] != provider:
             raise InputError(f"ONNX Runtime could not start {provider}; is its CUDA version that of the driver?")
         self._runtime, self._artefact, self.device = runtime, artefact, device
@@ -93,7 +93,3 @@ def open_session(path: Path, artefact: Artefact, device: str, threads: int | Non
         raise InputError(f"ONNX Runtime has no provider for the device {device!r} here; it has {', '.join(available)}")
     chosen = cuda_device(device) if kind == "cuda" else torch.device("cpu")
     return OnnxSession(path, artefact, chosen, threads)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
