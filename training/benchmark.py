@@ -52,7 +52,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, object]:
     """Return the figures as a dictionary."""
-    recipe = replace(recipe, run=replace(recipe.run, steps=steps + _WARM_UP, log_every=1, checkpoint_every=10**9))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract))
@@ -61,13 +60,12 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
         if recipe.clips.in_memory:
             keep_all_in_memory(stores)
         world = distributed.start(recipe.run.device)
+        recipe = _shortened(recipe, steps)
         loaded = _clips_loaded(recipe, index, world)
-        trained = _train(recipe, index, world, Path(folder))
+        trained = time_training(recipe, index, world, steps)
     return {
         "recipe": {"method": recipe.method, "batch_size": recipe.run.batch_size, "workers": recipe.run.workers},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads",
+        "device": distributed.device_name(world.device.type),
         "frames_extracted_per_second": round(extracted, 1),
         "clips_loaded_per_second": round(loaded, 1),
         **trained,
@@ -84,12 +82,15 @@ def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _train(recipe: Recipe, index: ClipIndex, world: World, out: Path) -> dict[str, object]:
+def time_training(recipe: Recipe, index: ClipIndex, world: World, steps: int) -> dict[str, float]:
+    """Train for a few steps; return rates, the share of time spent waiting for data, and the peak memory."""
+    recipe = _shortened(recipe, steps)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
-    trainer = Trainer(recipe, build_method(recipe, config), index, config, out, world)
-    trainer.run()
-    rows = read_log(trainer.log.path)[_WARM_UP:]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(recipe, build_method(recipe, config), index, config, Path(folder), world)
+        trainer.run()
+        rows = read_log(trainer.log.path)[_WARM_UP:]
     seconds, waited = (sum(row[name] for row in rows) for name in ("seconds", "data_wait"))
     if world.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
@@ -101,6 +102,10 @@ def _train(recipe: Recipe, index: ClipIndex, world: World, out: Path) -> dict[st
         "data_wait_share": round(waited / seconds, 3),
         "peak_memory_gib": round(peak / 2**30, 2),
     }
+
+
+def _shortened(recipe: Recipe, steps: int) -> Recipe:
+    return replace(recipe, run=replace(recipe.run, steps=steps + _WARM_UP, log_every=1, checkpoint_every=10**9))
 
 
 if __name__ == "__main__":

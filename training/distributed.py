@@ -81,6 +81,11 @@ def choose_device(device: str) -> str:
     return device
 
 
+def device_name(device: str) -> str:
+    """Name what computes on a device of type "cuda" or "cpu"."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
 def stop() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from training import photometric
 from training.clips import ClipIndex
@@ -35,9 +36,11 @@ def report(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig
     draw_sheet(clips, range(min(8, len(index))), picture)
     memory = expected_memory(recipe, clips, method, config, bf16)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
+    flops = flops_per_clip(clips, method, config)
     return (
         f"{recipe.to_yaml()}\n"
         f"{len(index.stores)} videos, {len(index)} clips; {steps} steps of {recipe.run.batch_size} clips\n"
+        f"arithmetic: {flops / 1e9:.1f} GFLOP a clip, {flops * steps * recipe.run.batch_size / 1e15:.3g} PFLOP in all\n"
         f"memory on one device: about {sum(memory.values()) / 2**30:.1f} GiB ({parts})\n"
         f"views: {picture}"
     )
@@ -65,6 +68,18 @@ def expected_memory(
         "views": part * pixels * 4.0,
         "logits": 4.0 * chunk_of(prototypes) * prototypes * _LOGIT_COPIES,
     }
+
+
+def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig) -> float:
+    """Return the floating-point operations of one clip, forward and backward; a multiply-add is two.
+
+    PyTorch counts them for real clips at the end of the run.
+    """
+    batch = _batch(clips, [clips.length - 1] * 2, config)
+    with FlopCounterMode(display=False) as counter:
+        method.train()(batch, 0.5).total.backward()
+    method.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / 2
 
 
 def _batch(clips: ClipViews, positions: list[int], config: ModelConfig) -> dict[str, Tensor]:

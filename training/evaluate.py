@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -24,35 +27,68 @@ from video_distilled_encoder.files import atomic_path
 _MODELS = "a model directory, release or Hub name, an export, timm:NAME, transformers:NAME, random, pixels or constant"
 
 
+_NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "reuse", "device", "seed", "cache")
+
+
 @command
 def main() -> None:
     """Run the command."""
-    modules = protocols()
-    args = _parser(modules).parse_args()
+    args = _parser().parse_args()
     if args.protocol == "compare":
         print(comparison.compare(args.results))
-        return
+    else:
+        print(json.dumps(evaluate(sys.argv[1:]), indent=2))
+
+
+def evaluate(argv: Sequence[str]) -> dict[str, Any]:
+    """Measure a model by a protocol, as the command line says; write the result to --out if it is given.
+
+    Args:
+        argv: what follows `python -m training.evaluate`.
+
+    Raises:
+        InputError: the model or the data cannot be used.
+    """
+    args = _parser().parse_args(argv)
     model = load_model(args.model, device=args.device, seed=args.seed)
-    result = {
+    arguments = {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_PROTOCOL}
+    asked = {
         "protocol": args.protocol,
         "model": model.description,
-        **modules[args.protocol].evaluate(model, args),
+        "arguments": {name: value.name if isinstance(value, Path) else value for name, value in arguments.items()},
         "seed": args.seed,
+    }
+    if args.reuse and (found := _known(args.out, asked)):
+        return found
+    result = {
+        **asked,
+        **protocols()[args.protocol].evaluate(model, args),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
     if args.out:
         with atomic_path(args.out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
 
 
-def _parser(modules: dict) -> argparse.ArgumentParser:
+def _known(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result at `path`, if it is of what is asked."""
+    if not path or not path.is_file():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    same = isinstance(result, dict) and all(result.get(key) == value for key, value in asked.items())
+    return result if same else None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     choices = parser.add_subparsers(dest="protocol", required=True)
-    for name, module in modules.items():
+    for name, module in protocols().items():
         help_text = (module.__doc__ or "").strip()
         protocol = choices.add_parser(
             name,
@@ -63,6 +99,7 @@ def _parser(modules: dict) -> argparse.ArgumentParser:
         protocol.add_argument("--model", required=True, help=_MODELS)
         protocol.add_argument("--data", required=True, type=Path, help="the data set's folder")
         protocol.add_argument("--out", type=Path, help="write the result here as JSON")
+        protocol.add_argument("--reuse", action="store_true", help="measure nothing if --out holds this result already")
         protocol.add_argument("--device", help="cpu or cuda (cpu)")
         protocol.add_argument("--seed", type=int, default=0, help="of a random model and of training (%(default)s)")
         protocol.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")

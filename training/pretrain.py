@@ -1,14 +1,15 @@
 """`python -m training.pretrain --data VIDEO_OR_DIR… --out DIR`: plain videos in, an encoder out.
 
-The run directory holds recipe.yaml (every setting), views.png (the first clips as the network sees them), log.jsonl and
-tensorboard/ (every step), curves.png, checkpoints/ and, at the end, encoder/: the teacher's backbone as a model
-directory for `Encoder.from_pretrained`, timm and transformers. Under torchrun or accelerate launch the same command
-uses every GPU of every node.
+The run directory holds recipe.yaml (every setting), run.json (data and machine), views.png (the first clips as the
+network sees them), log.jsonl and tensorboard/ (every step), curves.png, checkpoints/ and, at the end, encoder/: the
+teacher's backbone as a model directory for `Encoder.from_pretrained`, timm and transformers. Under torchrun or
+accelerate launch the same command uses every GPU of every node.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None
 
 
 def extract_once(
-    world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool
+    world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool = False
 ) -> dict[Path, str]:
     """Extract the videos in one process of each machine while the others wait; return the stores in all."""
     stores: dict[Path, str] = {}
@@ -117,20 +118,20 @@ def train(
     """Train on frame stores and write the run directory."""
     share_of_batch(recipe, world)  # what cannot work is refused before anything is written
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
-    if recipe.clips.in_memory:
-        keep_all_in_memory(stores)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
     if recipe.run.init_from:
         start_from(recipe.run.init_from, method)
     if world.is_main:
-        start_directory(out, recipe, index)
+        start_directory(out, recipe, index, world)
     distributed.wait_for_all()
     trainer = Trainer(recipe, method, index, config, out, world)
     if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
         trainer.resume(saved)
-    hours = sum(store.times[-1] for store in stores if len(store)) / 3600
+    if recipe.clips.in_memory and trainer.step < trainer.steps:
+        keep_all_in_memory(stores)
+    hours = hours_of(index)
     world.say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {trainer.steps} steps of {recipe.run.batch_size} "
         f"clips on {world.size} x {world.device.type}"
@@ -151,12 +152,25 @@ def train(
     return out / "encoder"
 
 
-def start_directory(out: Path, recipe: Recipe, index: ClipIndex) -> None:
-    """Make the run directory, with the recipe and a sheet of the first clips' views."""
+def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -> None:
+    """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    facts = {
+        "videos": len(index.stores),
+        "hours": round(hours_of(index), 2),
+        "different_clips": len(index),
+        "device": f"{world.size} x {distributed.device_name(world.device.type)}",
+        "torch": torch.__version__,
+    }
+    (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     clips = ClipViews(index, recipe, recipe.run.total_steps(len(index)) * recipe.run.batch_size)
     draw_sheet(clips, range(min(8, len(index))), out / "views.png")
+
+
+def hours_of(index: ClipIndex) -> float:
+    """Return the length of all videos."""
+    return sum(store.times[-1] for store in index.stores if len(store)) / 3600
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
@@ -189,14 +203,19 @@ def parse_duration(text: str) -> float:
     return hours * 3600.0 + minutes * 60 + seconds
 
 
+def is_run(out: Path) -> bool:
+    """Tell whether a run was started in `out`, which --resume would go on with."""
+    return (out / "recipe.yaml").is_file()
+
+
 def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
     """Refuse a run directory that is taken, or that does not fit what is to be resumed."""
-    old = out / "recipe.yaml"
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} is not empty; add --resume to go on with the run in it, or choose another --out")
         return
-    if not old.is_file():
+    old = out / "recipe.yaml"
+    if not is_run(out):
         raise InputError(f"{out} holds no run to resume: it has no recipe.yaml")
     if not recipe.trains_like(read_recipe(str(old))):
         changed = _first_difference(yaml.safe_load(old.read_text(encoding="utf-8")), recipe)

@@ -1,9 +1,16 @@
 """`python -m training.publish RUN --card TEMPLATE --results DIR --out RELEASE`: from a run to a checked release.
 
-The release is the run's encoder in half precision, with a card whose every number comes from the run or from a result
-of `python -m training.evaluate`: the template's `{{camvid-val-random: figures.miou}}` is replaced by that entry of
-`camvid-val-random.json` in the results' folder, and `{{run: steps}}` by a fact of the run. It is refused if a number is
-missing, if a result belongs to other weights, or if timm, transformers and this package do not load the same features.
+The release is the run's encoder in half precision, with a card whose every number comes from the run or from results of
+`python -m training.evaluate`. In the template,
+
+    {{run: recipe.clips.stride}}                 is a fact of the run,
+    {{camvid: random miou}}                      a figure of the results camvid-random.json, camvid-random-seed1.json, …
+                                                 in the results' folder: the mean ± deviation over seeds,
+    {{cycle: vfd-vits16 against random}}         by how much one exceeds the other, and whether it can be told, as
+                                                 `python -m training.evaluate compare` says.
+
+It is refused if a number is missing, if a result belongs to other weights, if the card's metadata are not what the Hub
+reads, or if timm, transformers and this package do not load the same features.
 """
 
 from __future__ import annotations
@@ -19,16 +26,18 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
+from huggingface_hub import ModelCard
 from torch import Tensor
 
+from training.evaluation.comparison import Row, against, cell, read_result, row_of
 from training.log import read_log
 from video_distilled_encoder import Encoder, model_directory
-from video_distilled_encoder.errors import InputError, MissingExtra, command
+from video_distilled_encoder.errors import InputError, command, first_line, import_extra
 from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.preprocessing import bundled_photographs
 
 MIN_COSINE = 0.9999
-_PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w.-]+)\}\}")
+_PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w. -]+)\}\}")
 
 
 @command
@@ -45,13 +54,26 @@ def main() -> None:
     parser.add_argument(
         "--draft", action="store_true", help="numbers may be missing: to have weights that can be evaluated"
     )
+    parser.add_argument("--push-to", help="upload it to the Hub as OWNER/NAME")
     args = parser.parse_args()
     cosine = publish(args.run, args.card, args.results, args.out, draft=args.draft)
     if args.card_out:
-        with atomic_path(args.card_out) as temporary:
-            temporary.write_text((args.out / model_directory.CARD).read_text(encoding="utf-8"), encoding="utf-8")
-    size = sum(file.stat().st_size for file in args.out.iterdir()) / 1e6
-    print(f"{args.out}: {size:.1f} MB, smallest cosine of a token with the fp32 teacher {cosine:.6f}")
+        copy_card(args.out, args.card_out)
+    print(describe(args.out, cosine))
+    if args.push_to:
+        print(Encoder.from_pretrained(args.out, dtype=torch.float16).push_to_hub(args.push_to))
+
+
+def copy_card(release: Path, path: Path) -> None:
+    """Write a release's card to another place too."""
+    with atomic_path(path) as temporary:
+        temporary.write_text((release / model_directory.CARD).read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def describe(release: Path, cosine: float) -> str:
+    """Return a line on a release that was written."""
+    size = sum(file.stat().st_size for file in release.iterdir()) / 1e6
+    return f"{release}: {size:.1f} MB, smallest cosine of a token with the fp32 teacher {cosine:.6f}"
 
 
 def publish(run: Path, template: Path, results: Path, out: Path, *, draft: bool = False) -> float:
@@ -75,50 +97,75 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
     """Fill in the card.
 
     Raises:
-        InputError: a number is missing, or a result is of other weights than the release's.
+        InputError: a number is missing, or a result is of other weights than the release's; the metadata are wrong.
     """
-    facts = {"run": run_facts(run)}
+    facts = run_facts(run)
     missing = []
 
     def value(match: re.Match[str]) -> str:
-        name, path = match.groups()
-        if name not in facts:
-            facts[name] = read_result(results / f"{name}.json", weights_sha256)
-        found: Any = facts[name]
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
+        source, words = match.groups()
+        found = _fact(facts, words) if source == "run" else _figure(results, source, words, weights_sha256)
         if found is None:
-            missing.append(f"{name}: {path}")
-            return "not measured"
-        return str(found)
+            missing.append(f"{source}: {words}")
+        return found or "not measured"
 
     card = _PLACEHOLDER.sub(value, template.read_text(encoding="utf-8"))
-    if missing and not draft:
+    if draft:
+        return card
+    if missing:
         raise InputError(f"{template} asks for numbers that are not there: {', '.join(missing)}")
+    check_metadata(card, template)
     return card
 
 
-def read_result(path: Path, weights_sha256: str) -> dict[str, Any]:
-    """Read a result; an absent one, or one of other weights, has no numbers.
+def _fact(facts: dict[str, Any], path: str) -> str | None:
+    found: Any = facts
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return None if found is None else str(found)
+
+
+def _figure(results: Path, measure: str, words: str, weights_sha256: str) -> str | None:
+    """Return what a template asks of a measure: "SUBJECT FIGURE" or "SUBJECT against OTHER"."""
+    subject, *rest = words.split()
+    row = _row(results, measure, subject, weights_sha256)
+    if len(rest) == 2 and rest[0] == "against":
+        other = _row(results, measure, rest[1], weights_sha256)
+        return against(row, other) if row and other else None
+    return cell(row.figures[rest[0]]) if row and rest and rest[0] in row.figures else None
+
+
+def _row(results: Path, measure: str, subject: str, weights_sha256: str) -> Row | None:
+    """Read all seeds of a measure of a subject; results of other weights than the release's do not count."""
+    stem = re.compile(rf"{re.escape(f'{measure}-{subject}')}(-seed\d+)?")
+    paths = sorted(path for path in results.glob("*.json") if stem.fullmatch(path.stem))
+    found = [read_result(path) for path in paths]
+    if not found or any(one["model"].get("weights_sha256", weights_sha256) != weights_sha256 for one in found):
+        return None
+    return row_of(subject, found)
+
+
+def check_metadata(card: str, template: Path) -> None:
+    """Check that the Hub's library reads the card's metadata, and results in them if it has a model-index.
 
     Raises:
-        InputError: the file is not JSON.
+        InputError: it does not.
     """
-    if not path.is_file():
-        return {}
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not a result: {error}") from error
-    measured = result["model"].get("weights_sha256", weights_sha256)
-    return result if measured == weights_sha256 else {}
+        data = ModelCard(card).data
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{template} has metadata that huggingface_hub cannot read: {first_line(error)}") from error
+    values = [result.metric_value for result in getattr(data, "eval_results", None) or []]
+    if "\nmodel-index:" in card and not (values and all(isinstance(value, int | float) for value in values)):
+        raise InputError(f"{template} has a model-index without a number for each metric, got {values}")
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """Return what a card says of a run: the recipe's settings, and steps, clips and hours spent."""
+    """Return what a card says of a run: the recipe's settings, its data and machine, steps, clips and time spent."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     rows = read_log(run / "log.jsonl")
     return {
+        **json.loads((run / "run.json").read_text(encoding="utf-8")),
         "steps": len(rows),
         "clips": len(rows) * recipe["run"]["batch_size"],
         "minutes": round(sum(row["seconds"] for row in rows) / 60),
@@ -137,10 +184,7 @@ def check(encoder: Encoder, release: Path) -> float:
     Raises:
         InputError: transformers is not installed, or a loader gives other features.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "transformers") from error
+    transformers = import_extra("transformers", "transformers")
     pixels = encoder.preprocess(bundled_photographs())
     loaded = Encoder.from_pretrained(release)
     in_timm: Any = timm.create_model(f"local-dir:{release}", pretrained=True).eval()

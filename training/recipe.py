@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
@@ -13,8 +14,10 @@ import yaml
 from training.clips import ClipsConfig
 from training.frame_store import ExtractConfig
 from training.methods import load_method
+from training.methods.base import DistillationObjective
 from training.photometric import PhotometricConfig
 from training.views import ViewsConfig
+from training.yaml_files import find_file, names_in, read_mapping
 from video_distilled_encoder.errors import InputError, MissingExtra
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -144,32 +147,16 @@ class Recipe:
         return str(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe, given its name or a path.
-
-    Raises:
-        InputError: there is none.
-    """
-    for path in (RECIPES / f"{name}.yaml", Path(name)):
-        if path.is_file():
-            return path
-    raise InputError(f"there is no recipe {name!r}; give a YAML file or one of: {', '.join(recipe_names())}")
-
-
-def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, with settings such as "--run.steps=10" on top."""
-    return parse_settings([f"--recipe={name}", *overrides])[1]
+def read_recipe(name: str | Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, or several on top of one another, and settings ("--run.steps=10") on top."""
+    names = [name] if isinstance(name, str) else name
+    return parse_settings(["--recipe", *names, *overrides])[1]
 
 
 def parse_settings(
     argv: Sequence[str], add_arguments: Callable[[Any], None] = lambda parser: None, **options: Any
 ) -> tuple[Any, Recipe]:
-    """Parse a command line that names a recipe and may set any of its settings.
+    """Parse a command line that names recipes and may set any of their settings.
 
     Args:
         argv: the arguments.
@@ -186,30 +173,57 @@ def parse_settings(
         from jsonargparse import ArgumentParser, set_parsing_settings
     except ImportError as error:
         raise MissingExtra("jsonargparse", "train") from error
-    choice = argparse.ArgumentParser(add_help=False)
-    choice.add_argument("--recipe", default=DEFAULT)
-    path = find_recipe(choice.parse_known_args(argv)[0].recipe)
+    choice = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    choice.add_argument("--recipe", nargs="+", default=[DEFAULT])
+    paths = [find_file(name, RECIPES, "recipe") for name in choice.parse_known_args(argv)[0].recipe]
+    content = _merge([_read_layer(path) for path in paths])
+    sections = _sections(content["method"])
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(default_config_files=[str(path)], **options)
-    add_arguments(parser)
-    parser.add_argument("--recipe", default=DEFAULT, help=f"a YAML file, or one of: {', '.join(recipe_names())}")
-    parser.add_argument("--method", help="set by the recipe")
-    sections = _sections(_method_of(path))
-    for name, config in sections.items():
-        parser.add_class_arguments(config, name)
-    settings = parser.parse_args(list(argv))
+    with TemporaryDirectory() as folder:
+        merged = Path(folder) / "merged.yaml"
+        merged.write_text(yaml.safe_dump(content), encoding="utf-8")
+        # a recipe alone is read from its own file, which --help and errors then name
+        file = paths[0] if len(paths) == 1 else merged
+        parser = ArgumentParser(default_config_files=[str(file)], **options)
+        add_arguments(parser)
+        known = f"YAML files, each on top of those before it, or any of: {', '.join(names_in(RECIPES))}"
+        parser.add_argument("--recipe", nargs="+", default=[DEFAULT], help=known)
+        parser.add_argument("--method", help="set by the recipe")
+        for name, config in sections.items():
+            parser.add_class_arguments(config, name)
+        settings = parser.parse_args(list(argv))
     built = parser.instantiate(settings)
     return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
 
 
-def _method_of(path: Path) -> str:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a recipe: {error}") from error
-    if not isinstance(content, dict) or "method" not in content:
+def _read_layer(path: Path) -> dict[str, Any]:
+    content = read_mapping(path, "recipe")
+    if "method" not in content:
         raise InputError(f"{path} is not a recipe: it names no `method`")
-    return str(content["method"])
+    return content
+
+
+def _merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lay recipes over one another; of another method's objective, only what all methods have stays."""
+    method = layers[-1]["method"]
+    common = {field.name for field in fields(DistillationObjective)}
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if layer["method"] != method and "objective" in layer:
+            kept = {name: value for name, value in layer["objective"].items() if name in common}
+            layer = layer | {"objective": kept}
+        merged = _overlay(merged, layer)
+    return merged
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return `below` with the entries of `above`, nested ones one by one."""
+    nested = {name: _overlay(below[name], value) for name, value in above.items() if _both_nested(below, name, value)}
+    return below | above | nested
+
+
+def _both_nested(below: dict[str, Any], name: str, value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(below.get(name), dict)
 
 
 def _sections(method: str) -> dict[str, type]:

@@ -53,9 +53,9 @@ class Balance(nn.Module):
             prototypes: (D, E) the teacher's prototypes.
             temperature: the teacher's, tau_T.
         """
+        if self.kind == "sinkhorn_knopp":
+            return sinkhorn_bias(teacher, prototypes, temperature)
         with torch.autocast(teacher.device.type, enabled=False):
-            if self.kind == "sinkhorn_knopp":
-                return sinkhorn_bias(teacher, prototypes, temperature)
             bias = self.center / temperature
             # The last layer is linear: the mean of the logits is the logits of the mean.
             mean = distributed.average(teacher.to(self.center.dtype).mean(0))

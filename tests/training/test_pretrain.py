@@ -13,7 +13,8 @@ from PIL import Image
 from training import checkpoint
 from training.initial_weights import start_from
 from training.pretrain import build_method, main, pretrain
-from training.recipe import read_recipe, recipe_names
+from training.recipe import RECIPES, read_recipe
+from training.yaml_files import names_in
 from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 
@@ -152,7 +153,7 @@ def test_the_command_line_sets_any_setting(clip, frames, tmp_path):
 
 
 def test_recipes_that_come_with_the_package():
-    assert {"vfd-vits16", "cpu", "smoke"} <= set(recipe_names())
+    assert {"vfd-vits16", "cpu", "smoke"} <= set(names_in(RECIPES))
     paper = read_recipe("vfd-vits16")
     assert paper.backbone.architecture == "vit_small_patch16_224"
     assert (paper.clips.frames, paper.clips.stride) == (3, 0.5)

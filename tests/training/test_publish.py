@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.publish import main, publish, render
+from training.publish import check_metadata, main, publish, render
 from training.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder.files import sha256
@@ -18,6 +18,7 @@ def run(tiny, tmp_path):
     out = tmp_path / "run"
     tiny.save_pretrained(out / "encoder")
     (out / "recipe.yaml").write_text(read_recipe("smoke").to_yaml())
+    (out / "run.json").write_text(json.dumps({"videos": 3, "device": "1 x a processor"}))
     rows = [{"step": step, "loss": 5.0 - step / 10, "seconds": 30.0} for step in range(1, 9)]
     (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return out
@@ -27,15 +28,26 @@ def run(tiny, tmp_path):
 def template(tmp_path):
     path = tmp_path / "card.template.md"
     path.write_text(
-        "{{run: steps}} steps, {{run: clips}} clips; mIoU {{probe: figures.miou}}, random {{base: figures.miou}}\n"
+        "{{run: steps}} steps, {{run: clips}} clips on {{run: device}}; "
+        "mIoU {{camvid: probe miou}}, random {{camvid: random miou}}, {{camvid: probe against random}}\n"
     )
     return path
 
 
-def write_result(folder, name, miou, weights=None):
+def write_result(folder, name, miou, weights=None, seed=0):
     folder.mkdir(exist_ok=True)
     model = {"name": name} | ({"weights_sha256": weights} if weights else {})
-    (folder / f"{name}.json").write_text(json.dumps({"model": model, "figures": {"miou": miou}}))
+    units = {"one": miou - 1, "two": miou + 1}
+    result = {
+        "protocol": "linear-segmentation",
+        "model": model,
+        "figures": {"miou": miou, "units": units},
+        "setting": {},
+        "data": {},
+        "seed": seed,
+    }
+    stem = f"camvid-{name}" + (f"-seed{seed}" if seed else "")
+    (folder / f"{stem}.json").write_text(json.dumps(result))
 
 
 def test_a_release_is_half_precision_checked_and_its_card_filled_in(run, template, tmp_path, tiny, photograph):
@@ -44,9 +56,13 @@ def test_a_release_is_half_precision_checked_and_its_card_filled_in(run, templat
     assert "not measured" in (out / "README.md").read_text()
     weights = sha256(out / "model.safetensors")
     write_result(results, "probe", 31.4, weights)
-    write_result(results, "base", 15.9)
+    for seed, miou in enumerate((15.0, 16.0, 17.0)):
+        write_result(results, "random", miou, seed=seed)
+    write_result(results, "random-other", 99.0)
     cosine = publish(run, template, results, out)
-    assert (out / "README.md").read_text() == "8 steps, 32 clips; mIoU 31.4, random 15.9\n"
+    assert (out / "README.md").read_text() == (
+        "8 steps, 32 clips on 1 x a processor; mIoU 31.40, random 16.00 ± 1.00, +15.40 [15.40, 15.40] larger\n"
+    )
     assert sha256(out / "model.safetensors") == weights
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float16}
     assert not (out / "model_transformers.safetensors").exists()
@@ -58,19 +74,44 @@ def test_a_release_is_half_precision_checked_and_its_card_filled_in(run, templat
 
 def test_a_missing_number_and_a_result_of_other_weights_are_refused(run, template, tmp_path):
     results = tmp_path / "results"
-    write_result(results, "base", 15.9)
-    with pytest.raises(InputError, match=r"not there: probe: figures\.miou$"):
+    write_result(results, "random", 15.9)
+    with pytest.raises(InputError, match=r"not there: camvid: probe miou, camvid: probe against random$"):
         publish(run, template, results, tmp_path / "release")
     write_result(results, "probe", 99.0, weights="0" * 64)
-    with pytest.raises(InputError, match=r"not there: probe: figures\.miou$"):
+    with pytest.raises(InputError, match=r"not there: camvid: probe miou, camvid: probe against random$"):
         publish(run, template, results, tmp_path / "release")
     assert not (tmp_path / "release").exists()
 
 
 def test_a_result_that_is_not_json_is_refused(run, template, tmp_path):
-    (tmp_path / "probe.json").write_text("{")
-    with pytest.raises(InputError, match=r"probe\.json is not a result"):
+    (tmp_path / "camvid-probe.json").write_text("{")
+    with pytest.raises(InputError, match=r"camvid-probe\.json is not a result"):
         render(template, tmp_path, run, "0" * 64, draft=True)
+
+
+METADATA = """---
+license: apache-2.0
+model-index:
+- name: probe
+  results:
+  - task: {{type: image-segmentation}}
+    dataset: {{type: camvid, name: CamVid}}
+    metrics:
+    - {{type: mean_iou, value: {value}}}
+---
+# A card
+"""
+
+
+def test_metadata_that_the_hub_does_not_read_are_refused(tmp_path):
+    check_metadata(METADATA.format(value=31.4), tmp_path)
+    check_metadata("# No metadata\n", tmp_path)
+    for wrong in (
+        METADATA.format(value="16.00 ± 1.00"),
+        METADATA.format(value=1.0).replace("{type: image-segmentation}", "nothing"),
+    ):
+        with pytest.raises(InputError, match=r"metadata|model-index"):
+            check_metadata(wrong, tmp_path)
 
 
 def test_command(run_command, run, template, tmp_path, capsys):

@@ -43,15 +43,14 @@ def compare(paths: Sequence[Path]) -> str:
         InputError: a file is no result, two are of one model and seed, or they are of several protocols, settings or
             data.
     """
-    results = [_read(path) for path in paths]
+    results = [read_result(path) for path in paths]
     for key in ("protocol", "setting", "data"):
         different = [path.name for path, r in zip(paths, results, strict=True) if r[key] != results[0][key]]
         if different:
             raise InputError(f"{different[0]} has another {key} than {paths[0].name}; only like is compared with like")
-    figures = [result["figures"] for result in results]
-    columns = [name for name in figures[0] if all(isinstance(one.get(name), int | float) for one in figures)]
-    rows = _rows(results, columns)
-    table = [["model", *columns], *([row.name, *(_cell(row.figures[name]) for name in columns)] for row in rows)]
+    rows = _rows(results)
+    columns = [name for name in rows[0].figures if all(name in row.figures for row in rows)]
+    table = [["model", *columns], *([row.name, *(cell(row.figures[name]) for name in columns)] for row in rows)]
     if any(len(row.seeds) > 1 for row in rows):
         _append(table, ["seeds", *(str(len(row.seeds)) for row in rows)])
     if len(rows) > 1 and rows[0].units:
@@ -87,7 +86,7 @@ def against(row: Row, reference: Row) -> str:
     return f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {verdict}"
 
 
-def _rows(results: Sequence[dict], columns: Sequence[str]) -> list[Row]:
+def _rows(results: Sequence[dict]) -> list[Row]:
     """Group results by model, in the order given; where two models have one name, it is followed by the weights'."""
     groups: dict[str, list[dict]] = {}
     for result in results:
@@ -97,25 +96,32 @@ def _rows(results: Sequence[dict], columns: Sequence[str]) -> list[Row]:
     rows = []
     for name, group in zip(names, groups.values(), strict=True):
         weights = str(group[0]["model"].get("weights_sha256", ""))[:8]
-        rows.append(_row(f"{name} {weights}" if names.count(name) > 1 else name, group, columns))
+        rows.append(row_of(f"{name} {weights}" if names.count(name) > 1 else name, group))
     return rows
 
 
-def _row(name: str, group: Sequence[dict], columns: Sequence[str]) -> Row:
+def row_of(name: str, group: Sequence[dict]) -> Row:
+    """Return the results of a model with different seeds as a row.
+
+    Raises:
+        InputError: a seed is there twice.
+    """
     seeds = [result["seed"] for result in group]
     if len(set(seeds)) < len(seeds):
         raise InputError(f"two results are of {name} with one seed; give each once")
     figures = [result["figures"] for result in group]
+    plain = [key for key in figures[0] if all(isinstance(one.get(key), int | float) for one in figures)]
     units = figures[0].get("units", {})
     return Row(
         name,
         seeds,
-        {key: np.array([one[key] for one in figures]) for key in columns},
+        {key: np.array([one[key] for one in figures]) for key in plain},
         {key: np.array([one["units"][key] for one in figures]) for key in units},
     )
 
 
-def _cell(values: np.ndarray) -> str:
+def cell(values: np.ndarray) -> str:
+    """Return the mean over seeds, and after ± their standard deviation."""
     spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
     return f"{values.mean():.2f}{spread}"
 
@@ -125,7 +131,12 @@ def _append(table: list[list[str]], column: Sequence[str]) -> None:
         line.append(cell)
 
 
-def _read(path: Path) -> dict:
+def read_result(path: Path) -> dict:
+    """Read a result of `python -m training.evaluate`.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

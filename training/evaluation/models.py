@@ -4,7 +4,7 @@ nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name 
 encoder.onnx                           an export of vde-export, in its runtime: what its precision costs
 timm:vit_small_patch16_224.dino        any timm model, with its published weights
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
-random                                 ViT-S/16 with random weights (of --seed)
+random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
 constant                               the same features everywhere: what a measure gives to saying nothing
 """
@@ -194,12 +194,12 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     device = device or "cpu"
     if name in ("pixels", "constant"):
         return {"pixels": Pixels, "constant": Constant}[name](device)
-    if name == "random":
-        torch.manual_seed(seed)
-        encoder = Encoder(ModelConfig().build_backbone())
-        description = {"name": "random", "seed": seed, "architecture": encoder.config.architecture}
-        return EncoderModel(encoder, description, device)
     source, _, rest = name.partition(":")
+    if source == "random":
+        torch.manual_seed(seed)
+        config = ModelConfig(architecture=rest) if rest else ModelConfig()
+        description = {"name": "random", "seed": seed, "architecture": config.architecture}
+        return EncoderModel(Encoder(config.build_backbone(), config), description, device)
     if source == "timm":
         return load_timm(rest, device)
     if source == "transformers":

@@ -9,7 +9,8 @@ import torch
 from training.dataset import ClipViews
 from training.methods import ibot, load_method, method_names
 from training.pretrain import build_method
-from training.recipe import read_recipe, recipe_names
+from training.recipe import RECIPES, read_recipe
+from training.yaml_files import names_in
 from video_distilled_encoder import InputError, ModelConfig
 
 TAU_S, TAU_T = 0.1, 0.05
@@ -153,7 +154,7 @@ def test_time_aug_takes_views_from_both_frames():
     assert max(view.box.width * view.box.height for view in single[:2]) > 0.4 * 640 * 360 * 0.9
 
 
-@pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"smoke", "cpu"}))
+@pytest.mark.parametrize("name", sorted(set(names_in(RECIPES)) - {"smoke", "cpu"}))
 def test_every_recipe_builds_and_takes_its_own_views(name):
     recipe, method = build(name)
 

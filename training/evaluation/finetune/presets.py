@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from training.yaml_files import find_file, read_mapping
 from video_distilled_encoder.errors import InputError
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -28,7 +29,8 @@ def add_preset_arguments(parser: argparse.ArgumentParser, protocol: str, default
 
 def preset_names(protocol: str) -> list[str]:
     """Return the presets that come with a protocol."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml") if _read(path).get("protocol") == protocol)
+    found = {path.stem: read_mapping(path, "preset") for path in PRESETS.glob("*.yaml")}
+    return sorted(name for name, values in found.items() if values.get("protocol") == protocol)
 
 
 def read_settings(kind: type[Settings], protocol: str, preset: str, changes: Sequence[str] = ()) -> Settings:
@@ -43,13 +45,10 @@ def read_settings(kind: type[Settings], protocol: str, preset: str, changes: Seq
     Raises:
         InputError: there is no such preset or setting, or a value is of the wrong kind.
     """
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
-    names = preset_names(protocol)
-    if not path.is_file():
-        raise InputError(f"there is no preset {preset}; choose {', '.join(names)}, or the path of a YAML file")
-    values = _read(path)
+    path = find_file(preset, PRESETS, "preset")
+    values = read_mapping(path, "preset")
     if values.pop("protocol", None) != protocol:
-        raise InputError(f"{path} is not a preset of {protocol}; choose {', '.join(names)}")
+        raise InputError(f"{path} is not a preset of {protocol}; choose {', '.join(preset_names(protocol))}")
     for change in changes:
         key, sign, text = change.partition("=")
         if not sign:
@@ -61,13 +60,6 @@ def read_settings(kind: type[Settings], protocol: str, preset: str, changes: Seq
     if unknown:
         raise InputError(f"{preset} has no setting {unknown[0]}; there are {', '.join(known)}")
     return kind(**{key: _fit(value, hints[key], key) for key, value in values.items()})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values = _parse(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a mapping of settings")
-    return values
 
 
 def _parse(text: str, where: str) -> Any:

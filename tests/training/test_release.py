@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import yaml
+
+from training.log import read_log
+from training.release import RELEASES, main, read_release
+from training.yaml_files import names_in
+from video_distilled_encoder import Encoder, InputError
+from video_distilled_encoder.model_directory import weights_sha256
+
+pytest.importorskip("transformers")
+
+RELEASE = {
+    "recipe": ["smoke"],
+    "card": "to be given",
+    "measures": {"colours": "linear-segmentation --data colours --steps 20"},
+    "beside": {"random": [0, 1], "pixels": [0]},
+}
+CARD = """---
+license: apache-2.0
+model-index:
+- name: small
+  results:
+  - task: {type: image-segmentation}
+    dataset: {type: colours, name: colours}
+    metrics:
+    - {type: mean_iou, value: {{colours: small miou}}}
+---
+{{run: steps}} steps, {{run: videos}} video; {{colours: small miou}}, random {{colours: random miou}}
+"""
+
+
+@pytest.fixture
+def words(tmp_path, coloured_set, clip):
+    coloured_set(tmp_path / "data" / "colours", train=4, test=2)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(RELEASE))
+    (tmp_path / "card.md").write_text(CARD)
+    folders = ["--data", clip, "--evaluation", tmp_path / "data", "--out", tmp_path / "out"]
+    return [tmp_path / "small.yaml", *folders, "--frames", tmp_path / "frames", "--card", tmp_path / "card.md"]
+
+
+def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words, tmp_path, one_thread, capsys):
+    out = tmp_path / "out"
+    words += ["--run.workers=0", "--card-out", tmp_path / "copy.md"]
+    (tmp_path / "card.md").rename(tmp_path / "later.md")
+    assert "there is no card" in run_command(main, *words)
+    assert not out.exists()
+    (tmp_path / "card.md").write_text(CARD + "{{colours: unheard-of miou}}")
+    assert "not there: colours: unheard-of miou" in run_command(main, *words)
+    weights = weights_sha256(out / "small")
+    measured = {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    assert set(measured) == {
+        "colours-small.json",
+        "colours-random.json",
+        "colours-random-seed1.json",
+        "colours-pixels.json",
+    }
+    (tmp_path / "card.md").write_text(CARD)
+    assert run_command(main, *words) is None
+    assert weights_sha256(out / "small") == weights
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == measured
+    card = (out / "small" / "README.md").read_text()
+    miou = json.loads((out / "results" / "colours-small.json").read_text())["figures"]["miou"]
+    assert f"8 steps, 1 video; {miou:.2f}, random" in card
+    assert (tmp_path / "copy.md").read_text() == card
+    assert Encoder.from_pretrained(out / "small").embed_dim == 192
+    assert "smallest cosine" in capsys.readouterr().out
+
+
+def test_a_time_becomes_steps_once(run_command, words, tmp_path, one_thread, capsys):
+    words += ["--run.workers=0", "--time", "00:00:04"]
+    assert run_command(main, *words) is None
+    steps = len(read_log(tmp_path / "out" / "run" / "log.jsonl"))
+    assert f"steps/s: {steps} steps" in capsys.readouterr().err
+    assert steps > 1
+    assert run_command(main, *words) is None
+    assert len(read_log(tmp_path / "out" / "run" / "log.jsonl")) == steps
+
+
+def test_what_is_no_release_is_refused(tmp_path):
+    assert all(read_release(name).measures for name in names_in(RELEASES))
+    with pytest.raises(InputError, match="there is no release 'nothing'; give a YAML file or one of: vfd-vits16"):
+        read_release("nothing")
+    (tmp_path / "wrong.yaml").write_text("colour: red")
+    with pytest.raises(InputError, match=r"wrong\.yaml is not a release"):
+        read_release(str(tmp_path / "wrong.yaml"))

@@ -1,0 +1,132 @@
+import json
+import time
+
+import pytest
+import yaml
+from PIL import Image
+
+from training.pretrain import main as pretrain_command
+from training.recipe import read_recipe
+from training.study import STUDIES, main, plan, read_study, table
+from training.yaml_files import names_in
+from video_distilled_encoder import InputError
+from video_distilled_encoder.model_directory import weights_sha256
+
+STUDY = {
+    "title": "A small study",
+    "recipe": ["smoke"],
+    "seeds": [0],
+    "rows": {
+        "random": {"model": "random:{architecture}"},
+        "vfd": None,
+        "dino": {"recipe": "dino-frames", "settings": {"views.local_views": 2}},
+    },
+    "measures": {"colours": "linear-segmentation --data colours --steps 20"},
+    "columns": {"mIoU": "colours miou"},
+}
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    return tmp_path_factory.mktemp("frames")
+
+
+@pytest.fixture
+def study(tmp_path, coloured_set):
+    coloured_set(tmp_path / "data" / "colours", train=4, test=2)
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def words(study, clip, frames, tmp_path):
+    return [study, "--data", clip, "--evaluation", tmp_path / "data", "--out", tmp_path / "out", "--frames", frames]
+
+
+def test_a_study_trains_measures_and_tabulates_and_goes_on(run_command, words, tmp_path, one_thread, capsys):
+    out = tmp_path / "out"
+    words += ["--run.steps=2", "--run.workers=0"]
+    assert run_command(main, *words, "--rows", "random", "vfd") is None
+    capsys.readouterr()
+    weights = weights_sha256(out / "vfd-seed0" / "encoder")
+    measured = (out / "results" / "colours-vfd.json").stat().st_mtime_ns
+    assert run_command(main, *words) is None
+    printed = capsys.readouterr().out
+    assert weights_sha256(out / "vfd-seed0" / "encoder") == weights
+    assert (out / "results" / "colours-vfd.json").stat().st_mtime_ns == measured
+    summary = json.loads((out / "study.json").read_text())
+    assert list(summary["rows"]) == list(STUDY["rows"])
+    for name, row in summary["rows"].items():
+        result = json.loads((out / "results" / f"colours-{name}.json").read_text())
+        assert row["figures"]["mIoU"] == [result["figures"]["miou"]]
+        assert result["arguments"]["steps"] == 20
+    assert json.loads((out / "results" / "colours-random.json").read_text())["model"]["architecture"].startswith(
+        "vit_tiny"
+    )
+    assert printed.endswith((out / "study.md").read_text() + "\n")
+    with Image.open(out / "study.png") as picture:
+        assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_a_result_of_other_weights_or_settings_is_measured_again(run_command, words, tmp_path, one_thread):
+    only = [*words, "--run.steps=1", "--rows", "random"]
+    assert run_command(main, *only) is None
+    path = tmp_path / "out" / "results" / "colours-random.json"
+    result = json.loads(path.read_text())
+    for change in ({"arguments": {**result["arguments"], "steps": 1000}}, {"model": {"name": "other"}}):
+        path.write_text(json.dumps({**result, **change, "figures": {"miou": -1}}))
+        assert run_command(main, *only) is None
+        assert json.loads(path.read_text())["figures"] == result["figures"]
+    path.write_text("{")
+    assert run_command(main, *only) is None
+    assert json.loads(path.read_text())["figures"] == result["figures"]
+
+
+def test_rows_have_equal_arithmetic(study, clip, frames):
+    recipes, facts = plan(read_study(str(study)), [clip], frames, ["--run.steps=200"])
+    assert recipes["dino"].method == "dino"
+    assert recipes["dino"].views.local_views == 2
+    assert recipes["dino"].views.global_size == read_recipe("smoke").views.global_size
+    assert recipes["vfd"].run.steps == facts["vfd"]["steps"] == 200
+    assert facts["dino"]["steps"] > 200
+    assert facts["dino"]["pflop"] == pytest.approx(facts["vfd"]["pflop"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", names_in(STUDIES))
+def test_every_study_can_be_planned(name, clip, frames):
+    recipes, _ = plan(read_study(name), [clip], frames, [])
+    assert all(recipe.run.steps for recipe in recipes.values())
+
+
+def test_the_table():
+    rows = {"one": {"clips": 7, "figures": {"a": [1.0, 2.0], "b": [None, None]}}, "two": {"figures": {"a": [3.0]}}}
+    rows["two"]["figures"]["b"] = [None]
+    assert table({"rows": rows}).splitlines()[2:] == ["| one | 7 | 1.50 ± 0.71 |  |", "| two |  | 3.00 |  |"]
+
+
+def test_what_cannot_be_is_refused_before_training(run_command, words, tmp_path):
+    start = time.monotonic()
+    assert "the study has no rows nothing; it has random, vfd, dino" in run_command(main, *words, "--rows", "nothing")
+    (tmp_path / "data" / "colours").rename(tmp_path / "data" / "elsewhere")
+    assert "there is no" in run_command(main, *words)
+    assert time.monotonic() - start < 10
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"no study 'nothing'; give a YAML file or one of: .*methods"):
+        read_study("nothing")
+    (tmp_path / "wrong.yaml").write_text("rows: {a: {unknown: 1}}")
+    with pytest.raises(InputError, match="is not a study"):
+        read_study(str(tmp_path / "wrong.yaml"))
+
+
+def test_a_recipe_on_top_of_another_keeps_what_it_does_not_name(run_command, clip, tmp_path):
+    below, above = read_recipe("cpu"), read_recipe(["cpu", "dino-pre-crop"])
+    assert above.method == "dino"
+    assert above.objective.head == below.objective.head
+    assert above.views.pre_crop_area == below.views.pre_crop_area
+    assert (above.clips.frames, above.clips.balance) == (1, below.clips.balance)
+    tiny = read_recipe(["cpu", "tiny", "dino-frames"], ["--run.steps=7"])
+    assert (tiny.objective.head.hidden, tiny.run.steps, tiny.views.pre_crop_area) == (512, 7, None)
+    assert read_recipe(["cpu", "tiny"]).objective.predictor.heads == 3
+    words = ["--data", clip, "--out", tmp_path / "run", "--recipe", "smoke", "nothing"]
+    assert "there is no recipe 'nothing'" in run_command(pretrain_command, *words)

@@ -1,0 +1,123 @@
+"""`python -m training.release NAME --data VIDEO… --evaluation DATA --out DIR`: from videos to a checked release.
+
+A release (training/releases/*.yaml) is a recipe, the measures that its card quotes, and what is measured beside it. The
+command extracts the videos, trains in DIR/run, writes the weights in half precision to DIR/NAME, measures them and what
+stands beside them, fills in the card and checks it all (`python -m training.publish`). Given again, it goes on where it
+was stopped; training to the bit, and no result of the same weights and settings is measured twice.
+
+`--time 00:25:00` sets the run's length: a few steps are measured first, and as many taken as fit. Under torchrun the
+same command trains on every GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training import distributed
+from training.benchmark import time_training
+from training.clips import ClipIndex
+from training.evidence import Subject, in_folder, measure_all
+from training.extract import default_root
+from training.frame_store import open_stores
+from training.pretrain import extract_once, is_run, parse_duration, pretrain
+from training.publish import copy_card, describe, publish
+from training.recipe import Recipe, read_recipe
+from training.yaml_files import find_file, names_in, read_mapping
+from video_distilled_encoder.errors import InputError, command
+
+RELEASES = Path(__file__).parent / "releases"
+_TIMED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a file in training/releases says."""
+
+    recipe: list[str]
+    """Recipes, each on top of those before it."""
+    card: str
+    """The card's template, from the folder the command is given in."""
+    measures: dict[str, str]
+    """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
+    beside: dict[str, list[int]]
+    """Models that are measured as well, each with these seeds."""
+
+
+@command
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("release", help=f"a YAML file, or one of: {', '.join(names_in(RELEASES))}")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the run, the results and the release")
+    parser.add_argument("--recipe", nargs="+", help="in place of the release's")
+    parser.add_argument("--time", type=parse_duration, help="train for about HH:MM:SS")
+    parser.add_argument("--card", type=Path, help="template of the model card, in place of the release's")
+    parser.add_argument("--card-out", type=Path, help="write the card here too")
+    parser.add_argument("--results", type=Path, help="folder of results (OUT/results)")
+    parser.add_argument("--device", help="to measure on: cpu or cuda (cpu)")
+    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
+    args, settings = parser.parse_known_args()
+    release = read_release(args.release)
+    template = args.card or Path(release.card)
+    if not template.is_file():
+        raise InputError(f"there is no card {template}; give its template as --card")
+    for words in release.measures.values():
+        in_folder(words, args.evaluation)  # what is missing is told before hours of training
+    run, results, out = args.out / "run", args.results or args.out / "results", args.out / Path(args.release).stem
+    recipe = read_recipe(args.recipe or release.recipe, settings)
+    if args.time:
+        recipe = fit(recipe, args.data, args.frames, run, args.time)
+    pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run))
+    if int(os.environ.get("RANK", "0")):
+        return
+    publish(run, template, results, out, draft=True)
+    subjects = [Subject(out.name, str(out))]
+    subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
+    measure_all(release.measures, subjects, args.evaluation, results, args.device)
+    cosine = publish(run, template, results, out)
+    if args.card_out:
+        copy_card(out, args.card_out)
+    print(describe(out, cosine))
+
+
+def read_release(name: str) -> Release:
+    """Read a release by name or path.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    path = find_file(name, RELEASES, "release")
+    content = read_mapping(path, "release")
+    try:
+        return Release(**content)
+    except TypeError as error:
+        raise InputError(f"{path} is not a release: {error}") from error
+
+
+def fit(recipe: Recipe, data: Sequence[Path], frames: Path, run: Path, seconds: float) -> Recipe:
+    """Return the recipe with as many steps as fit into a time on this machine; with those of a run that was started."""
+    if is_run(run):
+        steps = read_recipe(str(run / "recipe.yaml")).run.steps
+    else:
+        world = distributed.start(recipe.run.device)
+        stores = open_stores(extract_once(world, data, frames, recipe))
+        figures = time_training(recipe, ClipIndex(stores, recipe.clips, recipe.run.seed), world, _TIMED_STEPS)
+        # frames that will be in memory are read from their stores here, and are waited for
+        spent = 1 - figures["data_wait_share"] if recipe.clips.in_memory else 1.0
+        rate = figures["steps_per_second"] / spent
+        steps = distributed.from_main(max(1, int(rate * seconds)))
+        distributed.stop()
+        world.say(f"{rate:.3g} steps/s: {steps} steps")
+    return replace(recipe, run=replace(recipe.run, steps=steps))
+
+
+if __name__ == "__main__":
+    main()

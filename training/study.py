@@ -1,0 +1,260 @@
+"""`python -m training.study NAME --data VIDEO… --evaluation DATA --out DIR`: what one choice changes, all else equal.
+
+A study (training/studies/*.yaml) is a base recipe and rows that differ from it, each trained on the same videos with
+the same arithmetic: a row whose clips cost more floating-point operations takes fewer of them. Every row and every seed
+is measured by the same protocols. DIR receives a run directory for each, `results/`, and `study.json`, `study.md` (the
+table: mean ± deviation over seeds) and `study.png`. The same command goes on with a study that was interrupted.
+
+Settings given here (`--run.steps 100`) and another base (`--recipe release`) apply to all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.clips import ClipIndex
+from training.dataset import ClipViews
+from training.dry_run import flops_per_clip
+from training.evidence import Subject, in_folder, measure_all, read_figure
+from training.extract import default_root, extract_all
+from training.frame_store import ExtractConfig, FrameStore, open_stores
+from training.pretrain import build_method, is_run, pretrain
+from training.recipe import Recipe, read_recipe
+from training.yaml_files import find_file, names_in, read_mapping
+from video_distilled_encoder.errors import InputError, command, import_extra
+from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.model_config import ModelConfig
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is trained, or a model that is only measured."""
+
+    recipe: str | None = None
+    """A recipe on top of the base."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings on top of that, as {"clips.stride": 0.1}."""
+    model: str | None = None
+    """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file in training/studies says."""
+
+    title: str
+    recipe: list[str]
+    """The base: recipes, each on top of those before it."""
+    seeds: list[int]
+    rows: dict[str, Row]
+    measures: dict[str, str]
+    """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
+    columns: dict[str, str]
+    """Figures in the table: by heading, "MEASURE FIGURE"."""
+
+
+@command
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", help=f"a YAML file, or one of: {', '.join(names_in(STUDIES))}")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
+    parser.add_argument("--out", type=Path, required=True, help="the study's directory")
+    parser.add_argument("--recipe", nargs="+", help="another base")
+    parser.add_argument("--seeds", nargs="+", type=int, help="in place of the study's")
+    parser.add_argument("--rows", nargs="+", help="only these")
+    parser.add_argument("--measures", nargs="+", help="only these")
+    parser.add_argument("--device", help="to measure on: cpu or cuda (cpu)")
+    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
+    args, settings = parser.parse_known_args()
+    study = read_study(args.study)
+    study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
+    study = with_architecture(study, read_recipe(study.recipe, settings).backbone.architecture)
+    rows, measures = _only(study.rows, args.rows, "rows"), _only(study.measures, args.measures, "measures")
+    for words in measures.values():
+        in_folder(words, args.evaluation)  # what is missing is told before hours of training
+    recipes, facts = plan(study, args.data, args.frames, settings)
+    for seed in study.seeds:
+        for name, row in rows.items():
+            if name in recipes:
+                recipe = replace(recipes[name], run=replace(recipes[name].run, seed=seed))
+                train_row(args.data, _run(args.out, name, seed), recipe, args.frames)
+            subject = subject_of(args.out, name, row, seed)
+            measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
+            summarize(study, args.out, facts)
+    print((args.out / "study.md").read_text(encoding="utf-8"))
+
+
+def read_study(name: str) -> Study:
+    """Read a study by name or path.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    path = find_file(name, STUDIES, "study")
+    content = read_mapping(path, "study")
+    try:
+        rows = {key: Row(**(row or {})) for key, row in content.pop("rows").items()}
+        return Study(rows=rows, **content)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a study: {error}") from error
+
+
+def with_architecture(study: Study, architecture: str) -> Study:
+    """Name the base's architecture in the rows that ask for it."""
+    rows = {
+        name: replace(row, model=row.model.format(architecture=architecture)) if row.model else row
+        for name, row in study.rows.items()
+    }
+    return replace(study, rows=rows)
+
+
+def plan(
+    study: Study, data: Sequence[Path], frames: Path, settings: Sequence[str]
+) -> tuple[dict[str, Recipe], dict[str, dict[str, Any]]]:
+    """Return the recipe of every row that is trained, its steps such that all have the arithmetic of the base.
+
+    Args:
+        study: the study.
+        data: video files, or folders of them.
+        frames: folder of the frame stores.
+        settings: of all rows, as on a command line.
+
+    Returns:
+        The recipes, and what a table says of each: clips, steps and PFLOP.
+
+    Raises:
+        InputError: the base does not state its steps.
+    """
+    base = read_recipe(study.recipe, settings)
+    if base.run.steps is None:
+        raise InputError("a study compares runs of equal length: state the base's with --run.steps")
+
+    @functools.cache
+    def stores(extract: ExtractConfig) -> list[FrameStore]:
+        return open_stores(extract_all(data, frames, extract))
+
+    whole = base.run.steps * base.run.batch_size * _flops(base, stores(base.extract))
+    recipes, facts = {}, {}
+    for name, row in study.rows.items():
+        if row.model:
+            continue
+        layers = [*study.recipe, *([row.recipe] if row.recipe else [])]
+        own = [f"--{key}={json.dumps(value, separators=(',', ':'))}" for key, value in row.settings.items()]
+        recipe = read_recipe(layers, [*settings, *own])
+        cost = _flops(recipe, stores(recipe.extract))
+        steps = max(1, round(whole / cost / recipe.run.batch_size))
+        clips = steps * recipe.run.batch_size
+        recipes[name] = replace(recipe, run=replace(recipe.run, steps=steps))
+        facts[name] = {"steps": steps, "clips": clips, "pflop": round(clips * cost / 1e15, 4)}
+    return recipes, facts
+
+
+def _option(key: str, value: Any) -> str:
+    """Return a setting as on a command line; without spaces, by which argparse tells values from options."""
+    text = json.dumps(value, separators=(",", ":"))
+    return f"--{key}={text}"
+
+
+def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
+    """Return the floating-point operations of one clip."""
+    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    return flops_per_clip(ClipViews(index, recipe, 100), build_method(recipe, config), config)
+
+
+def train_row(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path) -> None:
+    """Train, or go on, or find that all is done."""
+    print(f"{out.name}:", flush=True)
+    pretrain(data, out, recipe, frames=frames, resume=is_run(out))
+
+
+def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:
+    """Return what is measured of a row."""
+    return Subject(name, row.model or str(_run(out, name, seed) / "encoder"), seed)
+
+
+def _run(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name}-seed{seed}"
+
+
+def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `study.json`, `study.md` and `study.png` of what has been measured so far."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, row in study.rows.items():
+        subjects = [subject_of(out, name, row, seed) for seed in study.seeds]
+        found = {
+            title: [read_figure(out / "results", subject, figure) for subject in subjects]
+            for title, figure in study.columns.items()
+        }
+        rows[name] = {**facts.get(name, {}), "figures": found}
+    summary = {"title": study.title, "recipe": study.recipe, "seeds": study.seeds, "rows": rows}
+    for path, text in ((out / "study.json", json.dumps(summary, indent=2)), (out / "study.md", table(summary))):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    draw(summary, out / "study.png")
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Return a study as a table in Markdown: mean ± standard deviation over seeds."""
+    titles = list(next(iter(summary["rows"].values()))["figures"])
+    lines = [["", "clips", *titles], ["---", *["---:"] * (1 + len(titles))]]
+    for name, row in summary["rows"].items():
+        lines.append([name, str(row.get("clips", "")), *(_cell(row["figures"][title]) for title in titles)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ± {np.std(known, ddof=1):.2f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.2f}{spread}"
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Draw a study: a panel for each figure, a row for each row, a dot for each seed and a bar at their mean."""
+    matplotlib = import_extra("matplotlib", "train")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = summary["rows"]
+    titles = list(next(iter(rows.values()))["figures"])
+    size = (2 + 2.6 * len(titles), 1.2 + 0.34 * len(rows))
+    figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, title in zip(axes[0], titles, strict=True):
+        for height, row in enumerate(rows.values()):
+            known = [value for value in row["figures"][title] if value is not None]
+            axis.plot(known, [height] * len(known), "o", color="tab:blue" if "clips" in row else "gray", alpha=0.6)
+            if known:
+                axis.plot(np.mean(known), height, "|", color="black", markersize=16)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_yticks(range(len(rows)), list(rows))
+    axes[0, 0].invert_yaxis()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def _only(entries: Mapping[str, Any], names: Sequence[str] | None, what: str) -> dict[str, Any]:
+    if unknown := set(names or ()) - set(entries):
+        raise InputError(f"the study has no {what} {', '.join(sorted(unknown))}; it has {', '.join(entries)}")
+    return {name: entry for name, entry in entries.items() if names is None or name in names}
+
+
+if __name__ == "__main__":
+    main()
