@@ -27,7 +27,7 @@ from video_distilled_encoder.files import atomic_path
 _MODELS = "a model directory, release or Hub name, an export, timm:NAME, transformers:NAME, random, pixels or constant"
 
 
-_NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "reuse", "device", "seed", "cache")
+_NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "masks", "reuse", "device", "seed", "cache")
 
 
 @command

@@ -4,13 +4,15 @@ The release is the run's encoder in half precision, with a card whose every numb
 `python -m training.evaluate`. In the template,
 
     {{run: recipe.clips.stride}}                 is a fact of the run,
+    {{overlap: bits}}                            an entry of overlap.json in the results' folder,
     {{camvid: random miou}}                      a figure of the results camvid-random.json, camvid-random-seed1.json, …
                                                  in the results' folder: the mean ± deviation over seeds,
     {{cycle: vfd-vits16 against random}}         by how much one exceeds the other, and whether it can be told, as
                                                  `python -m training.evaluate compare` says.
 
-It is refused if a number is missing, if a result belongs to other weights, if the card's metadata are not what the Hub
-reads, or if timm, transformers and this package do not load the same features.
+`pca.png` in the run directory, if it is there, goes with the card. The release is refused if a number is missing, if a
+result belongs to other weights, if the card's metadata are not what the Hub reads, or if timm, transformers and this
+package do not load the same features.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from torch import Tensor
 
 from training.evaluation.comparison import Row, against, cell, read_result, row_of
@@ -37,6 +40,7 @@ from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.preprocessing import bundled_photographs
 
 MIN_COSINE = 0.9999
+PICTURE = "pca.png"
 _PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w. -]+)\}\}")
 
 
@@ -61,13 +65,23 @@ def main() -> None:
         copy_card(args.out, args.card_out)
     print(describe(args.out, cosine))
     if args.push_to:
-        print(Encoder.from_pretrained(args.out, dtype=torch.float16).push_to_hub(args.push_to))
+        print(push(args.out, args.push_to))
 
 
-def copy_card(release: Path, path: Path) -> None:
-    """Write a release's card to another place too."""
-    with atomic_path(path) as temporary:
-        temporary.write_text((release / model_directory.CARD).read_text(encoding="utf-8"), encoding="utf-8")
+def copy_card(release: Path, card: Path) -> None:
+    """Write a release's card, and its picture, to another place too."""
+    for source, target in ((release / model_directory.CARD, card), (release / PICTURE, card.with_name(PICTURE))):
+        if source.is_file():
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+def push(release: Path, name: str) -> str:
+    """Upload a release and its picture to the Hub as `owner/name`; returns the address of the weights' commit."""
+    address = Encoder.from_pretrained(release, dtype=torch.float16).push_to_hub(name, dtype=torch.float16)
+    if (release / PICTURE).is_file():
+        HfApi().upload_file(path_or_fileobj=release / PICTURE, path_in_repo=PICTURE, repo_id=name)
+    return address
 
 
 def describe(release: Path, cosine: float) -> str:
@@ -90,6 +104,8 @@ def publish(run: Path, template: Path, results: Path, out: Path, *, draft: bool 
         cosine = check(encoder, staging)
         card = render(template, results, run, model_directory.weights_sha256(staging), draft=draft)
     model_directory.write(out, half.backbone, half.config, card=card, dtype=torch.float16, transformers=False)
+    if (run / PICTURE).is_file():
+        shutil.copyfile(run / PICTURE, out / PICTURE)
     return cosine
 
 
@@ -104,7 +120,12 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
 
     def value(match: re.Match[str]) -> str:
         source, words = match.groups()
-        found = _fact(facts, words) if source == "run" else _figure(results, source, words, weights_sha256)
+        if source == "run":
+            found = _fact(facts, words)
+        elif (results / f"{source}.json").is_file():
+            found = _fact(read_json(results / f"{source}.json"), words)
+        else:
+            found = _figure(results, source, words, weights_sha256)
         if found is None:
             missing.append(f"{source}: {words}")
         return found or "not measured"
@@ -160,12 +181,18 @@ def check_metadata(card: str, template: Path) -> None:
         raise InputError(f"{template} has a model-index without a number for each metric, got {values}")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of facts."""
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
 def run_facts(run: Path) -> dict[str, Any]:
     """Return what a card says of a run: the recipe's settings, its data and machine, steps, clips and time spent."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     rows = read_log(run / "log.jsonl")
     return {
-        **json.loads((run / "run.json").read_text(encoding="utf-8")),
+        **read_json(run / "run.json"),
         "steps": len(rows),
         "clips": len(rows) * recipe["run"]["batch_size"],
         "minutes": round(sum(row["seconds"] for row in rows) / 60),

@@ -1,9 +1,10 @@
 """`python -m training.release NAME --data VIDEO… --evaluation DATA --out DIR`: from videos to a checked release.
 
 A release (training/releases/*.yaml) is a recipe, the measures that its card quotes, and what is measured beside it. The
-command extracts the videos, trains in DIR/run, writes the weights in half precision to DIR/NAME, measures them and what
-stands beside them, fills in the card and checks it all (`python -m training.publish`). Given again, it goes on where it
-was stopped; training to the bit, and no result of the same weights and settings is measured twice.
+command extracts the videos, looks for pictures of the evaluation among them (`python -m training.overlap`), trains in
+DIR/run, writes the weights in half precision to DIR/NAME, measures them and what stands beside them, draws features,
+fills in the card and checks it all (`python -m training.publish`). Given again, it goes on where it was stopped;
+training to the bit, and no result of the same weights and settings is measured twice.
 
 `--time 00:25:00` sets the run's length: a few steps are measured first, and as many taken as fit. Under torchrun the
 same command trains on every GPU.
@@ -20,11 +21,14 @@ from pathlib import Path
 from training import distributed
 from training.benchmark import time_training
 from training.clips import ClipIndex
+from training.evaluation.models import load_model
 from training.evidence import Subject, in_folder, measure_all
-from training.extract import default_root
+from training.extract import default_root, extract_all
 from training.frame_store import open_stores
+from training.overlap import overlap
+from training.pca_sheet import draw_pca_sheet
 from training.pretrain import extract_once, is_run, parse_duration, pretrain
-from training.publish import copy_card, describe, publish
+from training.publish import PICTURE, copy_card, describe, publish
 from training.recipe import Recipe, read_recipe
 from training.yaml_files import find_file, names_in, read_mapping
 from video_distilled_encoder.errors import InputError, command
@@ -45,6 +49,10 @@ class Release:
     """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
     beside: dict[str, list[int]]
     """Models that are measured as well, each with these seeds."""
+    held_out: list[str]
+    """Folders in --evaluation of whose pictures none may be in the training."""
+    pictures: list[str]
+    """Pictures in --evaluation that are shown beside their features."""
 
 
 @command
@@ -69,8 +77,7 @@ def main() -> None:
     template = args.card or Path(release.card)
     if not template.is_file():
         raise InputError(f"there is no card {template}; give its template as --card")
-    for words in release.measures.values():
-        in_folder(words, args.evaluation)  # what is missing is told before hours of training
+    check_evaluation(release, args.evaluation)
     run, results, out = args.out / "run", args.results or args.out / "results", args.out / Path(args.release).stem
     recipe = read_recipe(args.recipe or release.recipe, settings)
     if args.time:
@@ -78,10 +85,15 @@ def main() -> None:
     pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run))
     if int(os.environ.get("RANK", "0")):
         return
+    if not (results / "overlap.json").is_file():
+        stores = open_stores(extract_all(args.data, args.frames, recipe.extract))
+        overlap(stores, [args.evaluation / folder for folder in release.held_out], results)
     publish(run, template, results, out, draft=True)
     subjects = [Subject(out.name, str(out))]
     subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
     measure_all(release.measures, subjects, args.evaluation, results, args.device)
+    models = {"these weights": load_model(str(out)), "random weights": load_model("random")}
+    draw_pca_sheet(models, [args.evaluation / picture for picture in release.pictures], run / PICTURE)
     cosine = publish(run, template, results, out)
     if args.card_out:
         copy_card(out, args.card_out)
@@ -100,6 +112,19 @@ def read_release(name: str) -> Release:
         return Release(**content)
     except TypeError as error:
         raise InputError(f"{path} is not a release: {error}") from error
+
+
+def check_evaluation(release: Release, evaluation: Path) -> None:
+    """Tell what is missing before hours of training.
+
+    Raises:
+        InputError: something is.
+    """
+    for words in release.measures.values():
+        in_folder(words, evaluation)
+    for name in (*release.held_out, *release.pictures):
+        if not (evaluation / name).exists():
+            raise InputError(f"there is no {evaluation / name}, which the release is to be shown on")
 
 
 def fit(recipe: Recipe, data: Sequence[Path], frames: Path, run: Path, seconds: float) -> Recipe:

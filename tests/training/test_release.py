@@ -1,7 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from training.log import read_log
 from training.release import RELEASES, main, read_release
@@ -16,6 +18,8 @@ RELEASE = {
     "card": "to be given",
     "measures": {"colours": "linear-segmentation --data colours --steps 20"},
     "beside": {"random": [0, 1], "pixels": [0]},
+    "held_out": ["colours/test"],
+    "pictures": ["colours/test/0.png"],
 }
 CARD = """---
 license: apache-2.0
@@ -28,6 +32,7 @@ model-index:
     - {type: mean_iou, value: {{colours: small miou}}}
 ---
 {{run: steps}} steps, {{run: videos}} video; {{colours: small miou}}, random {{colours: random miou}}
+{{overlap: training_frames}} frames ![features](pca.png)
 """
 
 
@@ -49,8 +54,9 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
     (tmp_path / "card.md").write_text(CARD + "{{colours: unheard-of miou}}")
     assert "not there: colours: unheard-of miou" in run_command(main, *words)
     weights = weights_sha256(out / "small")
-    measured = {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
+    measured = {path.name: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
     assert set(measured) == {
+        "overlap.json",
         "colours-small.json",
         "colours-random.json",
         "colours-random-seed1.json",
@@ -59,11 +65,16 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
     (tmp_path / "card.md").write_text(CARD)
     assert run_command(main, *words) is None
     assert weights_sha256(out / "small") == weights
-    assert {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()} == measured
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")} == measured
     card = (out / "small" / "README.md").read_text()
     miou = json.loads((out / "results" / "colours-small.json").read_text())["figures"]["miou"]
     assert f"8 steps, 1 video; {miou:.2f}, random" in card
+    assert "25 frames" in card
     assert (tmp_path / "copy.md").read_text() == card
+    with Image.open(tmp_path / "pca.png") as sheet:
+        source, ours, random = (np.asarray(sheet, dtype=float)[24:237, at : at + 320] for at in (0, 326, 652))
+    assert np.abs(source - np.asarray(Image.open(tmp_path / "data/colours/test/0.png").resize((320, 213)))).mean() < 5
+    assert min(ours.std(), random.std()) > 20
     assert Encoder.from_pretrained(out / "small").embed_dim == 192
     assert "smallest cosine" in capsys.readouterr().out
 
