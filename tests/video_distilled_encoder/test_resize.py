@@ -11,7 +11,10 @@ from video_distilled_encoder.resize import bands, resize_and_crop
     [((90, 161), (37, 66), (32, 48)), ((30, 21), (96, 67), (96, 64)), ((40, 90), (40, 31), (40, 16))],
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_equal_to_torchs_antialiased_filter(source, resized, crop, interpolation, dtype):
+@pytest.mark.parametrize("mkl", [True, False])
+def test_equal_to_torchs_antialiased_filter(source, resized, crop, interpolation, dtype, mkl, monkeypatch):
+    if not mkl:
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (2, 3, *source)).to(dtype)
     expected = F.interpolate(images.double(), resized, mode=interpolation, antialias=True)
@@ -29,3 +32,14 @@ def test_bands_leave_out_nearly_all_zeros():
     found = bands(1280, 441, 224, "bicubic", torch.device("cpu"))
     assert sum(band.weights.shape[0] for band in found) == 224
     assert sum(band.weights.numel() for band in found) < 224 * 1280 / 15
+
+
+def test_gradients_pass_and_what_inference_made_serves_training():
+    images = torch.rand(1, 3, 40, 60, requires_grad=True)
+    with torch.inference_mode():
+        resize_and_crop(images, (20, 30), (16, 16), "bicubic")
+    resize_and_crop(images, (20, 30), (16, 16), "bicubic").sum().backward()
+    expected = torch.autograd.grad(
+        F.interpolate(images, (20, 30), mode="bicubic", antialias=True)[..., 2:18, 7:23].sum(), images
+    )[0]
+    assert torch.allclose(images.grad, expected, atol=1e-5)
