@@ -41,6 +41,10 @@ class OnnxSession:
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=[chosen])
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            if artefact.precision == "bf16" and device.type == "cpu":
+                raise InputError(
+                    "ONNX Runtime does not compute in bf16 on the CPU: export fp32 or int8, or with --format openvino"
+                ) from error
             raise InputError(f"{path.name} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
         if self._session.get_providers()[0] != provider:
             raise InputError(f"ONNX Runtime could not start {provider}; is its CUDA version that of the driver?")
