@@ -65,8 +65,8 @@ def pretrain(
     resume: bool = False,
     max_seconds: float | None = None,
     skip_unreadable: bool = False,
-) -> Path:
-    """Extract the videos, train, and write the encoder.
+) -> bool:
+    """Extract the videos, train, and write the encoder as the model directory `out/encoder`.
 
     Args:
         data: video files, or folders of them.
@@ -78,7 +78,7 @@ def pretrain(
         skip_unreadable: leave out videos that cannot be read, instead of stopping at the first.
 
     Returns:
-        The encoder's model directory, `out/encoder`.
+        Whether the last step was reached: not if the time was up, or the process was asked to stop.
 
     Raises:
         InputError: the videos cannot be used, `out` is taken, there is nothing to resume, or the loss diverged.
@@ -114,8 +114,8 @@ def extract_once(
 
 def train(
     out: Path, recipe: Recipe, world: World, stores: Sequence[FrameStore], resume: bool, max_seconds: float | None
-) -> Path:
-    """Train on frame stores and write the run directory."""
+) -> bool:
+    """Train on frame stores and write the run directory; tell whether the last step was reached."""
     share_of_batch(recipe, world)  # what cannot work is refused before anything is written
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
@@ -149,7 +149,7 @@ def train(
         print(out / "encoder")
     if not finished:
         world.say(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
-    return out / "encoder"
+    return finished
 
 
 def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -> None:

@@ -82,7 +82,8 @@ def main() -> None:
     recipe = read_recipe(args.recipe or release.recipe, settings)
     if args.time:
         recipe = fit(recipe, args.data, args.frames, run, args.time)
-    pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run))
+    if not pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run)):
+        raise InputError("stopped; the same command goes on")
     if int(os.environ.get("RANK", "0")):
         return
     if not (results / "overlap.json").is_file():

@@ -91,7 +91,10 @@ def main() -> None:
         for name, row in rows.items():
             if name in recipes:
                 recipe = replace(recipes[name], run=replace(recipes[name].run, seed=seed))
-                train_row(args.data, _run(args.out, name, seed), recipe, args.frames)
+                run = _run(args.out, name, seed)
+                print(f"{run.name}:", flush=True)
+                if not pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run)):
+                    raise InputError("stopped; the same command goes on")
             subject = subject_of(args.out, name, row, seed)
             measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
             summarize(study, args.out, facts)
@@ -174,12 +177,6 @@ def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     return flops_per_clip(ClipViews(index, recipe, 100), build_method(recipe, config), config)
-
-
-def train_row(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path) -> None:
-    """Train, or go on, or find that all is done."""
-    print(f"{out.name}:", flush=True)
-    pretrain(data, out, recipe, frames=frames, resume=is_run(out))
 
 
 def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:

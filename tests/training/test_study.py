@@ -1,13 +1,16 @@
 import json
+import signal
 import time
 
 import pytest
 import yaml
 from PIL import Image
 
+from training.log import read_log
 from training.pretrain import main as pretrain_command
 from training.recipe import read_recipe
 from training.study import STUDIES, main, plan, read_study, table
+from training.trainer import Trainer
 from training.yaml_files import names_in
 from video_distilled_encoder import InputError
 from video_distilled_encoder.model_directory import weights_sha256
@@ -67,6 +70,23 @@ def test_a_study_trains_measures_and_tabulates_and_goes_on(run_command, words, t
     assert printed.endswith((out / "study.md").read_text() + "\n")
     with Image.open(out / "study.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_a_study_that_is_stopped_measures_nothing_and_goes_on(run_command, words, tmp_path, one_thread, monkeypatch):
+    only = [*words, "--run.steps=3", "--run.workers=0", "--rows", "vfd"]
+    train_step = Trainer._train_step
+
+    def stopping(trainer, batches, bar):
+        train_step(trainer, batches, bar)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        assert run_command(main, *only) == "error: stopped; the same command goes on"
+    assert not (tmp_path / "out" / "results").exists()
+    assert run_command(main, *only) is None
+    assert [row["step"] for row in read_log(tmp_path / "out" / "vfd-seed0" / "log.jsonl")] == [1, 2, 3]
+    assert (tmp_path / "out" / "results" / "colours-vfd.json").is_file()
 
 
 def test_a_result_of_other_weights_or_settings_is_measured_again(run_command, words, tmp_path, one_thread):
