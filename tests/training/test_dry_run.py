@@ -5,7 +5,7 @@ from PIL import Image
 
 from training.clips import ClipIndex
 from training.dataset import ClipViews
-from training.dry_run import expected_memory
+from training.dry_run import expected_memory, flops_per_clip
 from training.frame_store import ExtractConfig, FrameStore, extract_video
 from training.pretrain import build_method, main
 from training.recipe import read_recipe
@@ -47,3 +47,29 @@ def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path,
     assert losses.total.isfinite()
     assert memory["activations"] == pytest.approx(sum(held.values()) - weights, rel=0.1)
     assert memory["weights, gradients, AdamW"] == pytest.approx(4 * weights, rel=0.1)
+
+
+def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
+    recipe = read_recipe("smoke")
+    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
+    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe, 32)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    method = build_method(recipe, config)
+    forward = {"student": 0.0, "teacher": 0.0}
+
+    def count(tower):
+        def hook(layer, inputs, output):
+            products = layer.weight[0].numel() * output.numel()  # multiply-adds
+            forward[tower] += 2 * products
+
+        return hook
+
+    for tower in forward:
+        for layer in getattr(method, tower).modules():
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                layer.register_forward_hook(count(tower))
+    got = flops_per_clip(clips, method, config)
+    # two clips were counted; a backward pass costs twice the forward pass; attention and the loss are some percent
+    layers = (3 * forward["student"] + forward["teacher"]) / 2
+    assert 0.98 * layers < got < 1.15 * layers
+    assert all(parameter.grad is None for parameter in method.parameters())

@@ -88,6 +88,15 @@ def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
         assert checkpoint.load_newest(tmp_path / "checkpoints").step == 4
 
 
+@pytest.mark.parametrize("targets", ["centering", "sinkhorn_knopp"])
+def test_bf16_learns_as_fp32_does(losses, clip, frames, tmp_path, targets):
+    for precision in ("fp32", "bf16"):
+        recipe = read_recipe("smoke", [f"--run.precision={precision}", f"--objective.targets={targets}"])
+        pretrain([clip], tmp_path / precision, recipe, frames=frames)
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(tmp_path / "fp32"), rel=0.01)
+    assert losses(tmp_path / "bf16") != losses(tmp_path / "fp32")
+
+
 def test_max_time_writes_the_encoder_and_resume_finishes(losses, clip, frames, tmp_path, run):
     out = tmp_path / "short"
     pretrain([clip], out, read_recipe("smoke"), frames=frames, max_seconds=0.0)

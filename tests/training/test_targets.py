@@ -48,3 +48,17 @@ def test_sinkhorn_survives_sharp_logits():
 def test_unknown_kind_is_refused():
     with pytest.raises(InputError, match="centering, sinkhorn_knopp"):
         Balance(3, "whitening")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["centering", "sinkhorn_knopp"])
+def test_bf16_gives_nearly_the_same_balance(kind):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.nn.functional.normalize(torch.randn(200, 16, generator=generator), dim=-1)
+    prototypes = torch.nn.functional.normalize(torch.randn(30, 16, generator=generator), dim=-1)
+    exact, rough = Balance(30, kind), Balance(30, kind)
+    for _ in range(2):
+        expected = exact(teacher, prototypes, 0.1)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = rough(teacher.bfloat16(), prototypes, 0.1)
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() < 0.05
