@@ -90,15 +90,22 @@ def main() -> None:
         stores = open_stores(extract_all(args.data, args.frames, recipe.extract))
         overlap(stores, [args.evaluation / folder for folder in release.held_out], results)
     publish(run, template, results, out, draft=True)
-    subjects = [Subject(out.name, str(out))]
-    subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
-    measure_all(release.measures, subjects, args.evaluation, results, args.device)
-    models = {"these weights": load_model(str(out)), "random weights": load_model("random")}
-    draw_pca_sheet(models, [args.evaluation / picture for picture in release.pictures], run / PICTURE)
+    show(release, out, args.evaluation, results, run / PICTURE, args.device)
     cosine = publish(run, template, results, out)
     if args.card_out:
         copy_card(out, args.card_out)
     print(describe(out, cosine))
+
+
+def show(
+    release: Release, weights: Path, evaluation: Path, results: Path, picture: Path, device: str | None = None
+) -> None:
+    """Measure the weights and what stands beside them, and draw their features."""
+    subjects = [Subject(weights.name, str(weights))]
+    subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
+    measure_all(release.measures, subjects, evaluation, results, device)
+    models = {"these weights": load_model(str(weights)), "random weights": load_model("random")}
+    draw_pca_sheet(models, [evaluation / image for image in release.pictures], picture)
 
 
 def read_release(name: str) -> Release:

@@ -23,6 +23,7 @@ import numpy as np
 from training.clips import ClipIndex
 from training.dataset import ClipViews
 from training.dry_run import flops_per_clip
+from training.evaluation.comparison import cell
 from training.evidence import Subject, in_folder, measure_all, read_figure
 from training.extract import default_root, extract_all
 from training.frame_store import ExtractConfig, FrameStore, open_stores
@@ -156,8 +157,7 @@ def plan(
         if row.model:
             continue
         layers = [*study.recipe, *([row.recipe] if row.recipe else [])]
-        own = [f"--{key}={json.dumps(value, separators=(',', ':'))}" for key, value in row.settings.items()]
-        recipe = read_recipe(layers, [*settings, *own])
+        recipe = read_recipe(layers, [*settings, *(_option(key, value) for key, value in row.settings.items())])
         cost = _flops(recipe, stores(recipe.extract))
         steps = max(1, round(whole / cost / recipe.run.batch_size))
         clips = steps * recipe.run.batch_size
@@ -210,16 +210,9 @@ def table(summary: Mapping[str, Any]) -> str:
     titles = list(next(iter(summary["rows"].values()))["figures"])
     lines = [["", "clips", *titles], ["---", *["---:"] * (1 + len(titles))]]
     for name, row in summary["rows"].items():
-        lines.append([name, str(row.get("clips", "")), *(_cell(row["figures"][title]) for title in titles)])
+        found = [np.array([value for value in row["figures"][title] if value is not None]) for title in titles]
+        lines.append([name, str(row.get("clips", "")), *(cell(values) if len(values) else "" for values in found)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    spread = f" ± {np.std(known, ddof=1):.2f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.2f}{spread}"
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
