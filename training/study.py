@@ -14,7 +14,7 @@ import argparse
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def main() -> None:
                     raise InputError("stopped; the same command goes on")
             subject = subject_of(args.out, name, row, seed)
             measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
-            summarize(study, args.out, facts)
+            summarize(study, args.out, facts, settings)
     print((args.out / "study.md").read_text(encoding="utf-8"))
 
 
@@ -188,7 +188,7 @@ def _run(out: Path, name: str, seed: int) -> Path:
     return out / f"{name}-seed{seed}"
 
 
-def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
+def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> None:
     """Write `study.json`, `study.md` and `study.png` of what has been measured so far."""
     rows: dict[str, dict[str, Any]] = {}
     for name, row in study.rows.items():
@@ -197,8 +197,16 @@ def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]]) -
             title: [read_figure(out / "results", subject, figure) for subject in subjects]
             for title, figure in study.columns.items()
         }
-        rows[name] = {**facts.get(name, {}), "figures": found}
-    summary = {"title": study.title, "recipe": study.recipe, "seeds": study.seeds, "rows": rows}
+        chosen = {key: value for key, value in asdict(row).items() if value}
+        rows[name] = {**chosen, **facts.get(name, {}), "figures": found}
+    summary = {
+        "title": study.title,
+        "recipe": study.recipe,
+        "settings": list(settings),
+        "seeds": study.seeds,
+        "measures": study.measures,
+        "rows": rows,
+    }
     for path, text in ((out / "study.json", json.dumps(summary, indent=2)), (out / "study.md", table(summary))):
         with atomic_path(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
