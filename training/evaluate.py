@@ -21,7 +21,7 @@ from training.evaluation import comparison
 from training.evaluation.features import default_cache
 from training.evaluation.models import load_model
 from training.evaluation.protocols import protocols
-from video_distilled_encoder.errors import command
+from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.files import atomic_path
 
 _MODELS = "a model directory, release or Hub name, an export, timm:NAME, transformers:NAME, random, pixels or constant"
@@ -71,16 +71,15 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def _known(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _known(path: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Return the result at `path`, if it is of what is asked."""
-    if not path or not path.is_file():
+    if path is None or not path.is_file():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        result = comparison.read_result(path)
+    except InputError:
         return None
-    same = isinstance(result, dict) and all(result.get(key) == value for key, value in asked.items())
-    return result if same else None
+    return result if all(result.get(key) == value for key, value in asked.items()) else None
 
 
 def _parser() -> argparse.ArgumentParser:

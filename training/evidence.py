@@ -6,13 +6,13 @@ data: "linear-segmentation --data camvid --future 1".
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from training.evaluate import evaluate
+from training.evaluation.comparison import read_result
 from video_distilled_encoder.errors import InputError
 
 _FOLDERS = ("--data", "--video")
@@ -81,5 +81,4 @@ def read_figure(results: Path, subject: Subject, figure: str) -> float | None:
     path = results / f"{subject.result_of(measure)}.json"
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return float(result["figures"][name])
+    return float(read_result(path)["figures"][name])

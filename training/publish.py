@@ -182,8 +182,15 @@ def check_metadata(card: str, template: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of facts."""
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Read a file of facts.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); the card needs its facts") from error
     return facts
 
 

@@ -1,12 +1,15 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from training import publish as publish_module
 from training.publish import check_metadata, main, publish, render
 from training.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError
+from video_distilled_encoder import encoder as encoder_module
 from video_distilled_encoder.files import sha256
 
 pytest.importorskip("transformers")
@@ -120,3 +123,39 @@ def test_command(run_command, run, template, tmp_path, capsys):
     assert run_command(main, *arguments, "--draft", "--card-out", tmp_path / "card.md") is None
     assert (tmp_path / "card.md").read_text() == (tmp_path / "release" / "README.md").read_text()
     assert "smallest cosine of a token" in capsys.readouterr().out
+
+
+def test_a_release_and_its_picture_go_to_the_hub(run_command, run, template, tmp_path, monkeypatch, capsys):
+    sent = {}
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, name, **options):
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            sent.update({path.name: path.stat().st_size for path in folder_path.iterdir()})
+            return SimpleNamespace(commit_url=f"https://hub/{repo_id}")
+
+        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
+            sent[path_in_repo] = path_or_fileobj.read_bytes()
+
+    for module in (publish_module, encoder_module):
+        monkeypatch.setattr(module, "HfApi", Api)
+    (run / "pca.png").write_bytes(b"a picture")
+    out = tmp_path / "release"
+    words = [run, "--card", template, "--results", tmp_path / "none", "--out", out, "--draft"]
+    assert run_command(main, *words, "--push-to", "owner/name") is None
+    assert capsys.readouterr().out.endswith("https://hub/owner/name\n")
+    assert sent["pca.png"] == b"a picture"
+    assert sent["model.safetensors"] == (out / "model.safetensors").stat().st_size
+    assert {"README.md", "config.json", "SHA256SUMS"} <= sent.keys()
+
+
+def test_a_run_without_its_facts_is_refused_in_a_sentence(run_command, run, template, tmp_path):
+    (run / "run.json").unlink()
+    words = [run, "--card", template, "--results", tmp_path / "none", "--out", tmp_path / "release"]
+    assert "run.json cannot be read" in run_command(main, *words)
+    assert not (tmp_path / "release").exists()
