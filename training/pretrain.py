@@ -156,11 +156,12 @@ def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -
     """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    device = distributed.device_name(world.device.type)
     facts = {
         "videos": len(index.stores),
         "hours": round(hours_of(index), 2),
         "different_clips": len(index),
-        "device": f"{world.size} x {distributed.device_name(world.device.type)}",
+        "device": f"{world.size} x {device}" if world.size > 1 else device,
         "torch": torch.__version__,
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

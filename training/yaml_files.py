@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def find_file(name: str, folder: Path, kind: str) -> Path:
-    """Return a file of `folder`, given its name, or any file, given its path; `kind` is what it is called.
+def find_file(name: str, folder: Path, kind: str, names: Sequence[str] | None = None) -> Path:
+    """Return a file of `folder`, given its name, or any file, given its path.
+
+    Args:
+        name: a name or a path.
+        folder: where files with names are.
+        kind: what it is called in a message.
+        names: the names to choose from; all in the folder by default.
 
     Raises:
         InputError: there is none.
@@ -24,7 +31,7 @@ def find_file(name: str, folder: Path, kind: str) -> Path:
     for path in (folder / f"{name}.yaml", Path(name)):
         if path.is_file():
             return path
-    raise InputError(f"there is no {kind} {name!r}; give a YAML file or one of: {', '.join(names_in(folder))}")
+    raise InputError(f"there is no {kind} {name!r}; give a YAML file or one of: {', '.join(names or names_in(folder))}")
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_a_smoke_run_ends_in_an_encoder(run, photograph):
         "encoder",
         "log.jsonl",
         "recipe.yaml",
+        "run.json",
         "tensorboard",
         "views.png",
     ]
@@ -46,6 +47,9 @@ def test_a_smoke_run_ends_in_an_encoder(run, photograph):
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert all(np.isfinite(value) for row in rows for value in row.values())
     assert rows[-1]["loss"] < rows[0]["loss"]
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["videos"], facts["different_clips"]) == (1, 15)
+    assert facts["device"]
     for picture in ("curves.png", "views.png"):
         with Image.open(run / picture) as image:
             assert np.asarray(image.convert("L")).std() > 10

@@ -45,10 +45,11 @@ def read_settings(kind: type[Settings], protocol: str, preset: str, changes: Seq
     Raises:
         InputError: there is no such preset or setting, or a value is of the wrong kind.
     """
-    path = find_file(preset, PRESETS, "preset")
+    names = preset_names(protocol)
+    path = find_file(preset, PRESETS, "preset", names)
     values = read_mapping(path, "preset")
     if values.pop("protocol", None) != protocol:
-        raise InputError(f"{path} is not a preset of {protocol}; choose {', '.join(preset_names(protocol))}")
+        raise InputError(f"{path} is not a preset of {protocol}; choose {', '.join(names)}")
     for change in changes:
         key, sign, text = change.partition("=")
         if not sign:
