@@ -54,7 +54,7 @@ def test_nothing_to_lose_retains_everything_of_little(evaluate_on):
 
 
 def test_the_images_are_degraded_each_in_its_own_way(colours, tmp_path):
-    args = evaluate._parser({"degradation": degradation}).parse_args(
+    args = evaluate._parser().parse_args(
         ["degradation", "--model", "pixels", "--data", str(colours), "--test-images", "3", "--seed", "2"]
     )
     args.cache = tmp_path / "cache"
