@@ -6,6 +6,7 @@ data: "linear-segmentation --data camvid --future 1".
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from training.evaluate import evaluate
 from training.evaluation.comparison import read_result
+from training.extract import default_root
 from video_distilled_encoder.errors import InputError
 
 _FOLDERS = ("--data", "--video")
@@ -31,6 +33,14 @@ class Subject(NamedTuple):
     def result_of(self, measure: str) -> str:
         """Return the name of the result of a measure."""
         return f"{measure}-{self.name}" + (f"-seed{self.seed}" if self.seed else "")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a command takes that trains and measures."""
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
+    parser.add_argument("--device", help="to measure on: cpu or cuda (cpu)")
+    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
 
 
 def measure_all(

@@ -92,6 +92,16 @@ def pretrain(
         distributed.stop()
 
 
+def pretrain_whole(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path) -> None:
+    """Start the run in `out`, or go on with it, up to its last step.
+
+    Raises:
+        InputError: as `pretrain` does, or the process was asked to stop before.
+    """
+    if not pretrain(data, out, recipe, frames=frames, resume=is_run(out)):
+        raise InputError("stopped; the same command goes on")
+
+
 def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None, skip_unreadable: bool) -> str:
     """Describe the run and draw `OUT.views.png`; the videos are extracted, nothing is trained."""
     stores = extract_all(data, frames or default_root(), recipe.extract, skip_unreadable=skip_unreadable)

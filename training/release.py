@@ -22,12 +22,12 @@ from training import distributed
 from training.benchmark import time_training
 from training.clips import ClipIndex
 from training.evaluation.models import load_model
-from training.evidence import Subject, in_folder, measure_all
-from training.extract import default_root, extract_all
+from training.evidence import Subject, add_arguments, in_folder, measure_all
+from training.extract import extract_all
 from training.frame_store import open_stores
 from training.overlap import overlap
 from training.pca_sheet import draw_pca_sheet
-from training.pretrain import extract_once, is_run, parse_duration, pretrain
+from training.pretrain import extract_once, is_run, parse_duration, pretrain_whole
 from training.publish import PICTURE, copy_card, describe, publish
 from training.recipe import Recipe, read_recipe
 from training.yaml_files import find_file, names_in, read_mapping
@@ -62,16 +62,13 @@ def main() -> None:
         prog="python -m training.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("release", help=f"a YAML file, or one of: {', '.join(names_in(RELEASES))}")
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
-    parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
     parser.add_argument("--out", type=Path, required=True, help="directory of the run, the results and the release")
     parser.add_argument("--recipe", nargs="+", help="in place of the release's")
     parser.add_argument("--time", type=parse_duration, help="train for about HH:MM:SS")
     parser.add_argument("--card", type=Path, help="template of the model card, in place of the release's")
     parser.add_argument("--card-out", type=Path, help="write the card here too")
     parser.add_argument("--results", type=Path, help="folder of results (OUT/results)")
-    parser.add_argument("--device", help="to measure on: cpu or cuda (cpu)")
-    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
+    add_arguments(parser)
     args, settings = parser.parse_known_args()
     release = read_release(args.release)
     template = args.card or Path(release.card)
@@ -82,8 +79,7 @@ def main() -> None:
     recipe = read_recipe(args.recipe or release.recipe, settings)
     if args.time:
         recipe = fit(recipe, args.data, args.frames, run, args.time)
-    if not pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run)):
-        raise InputError("stopped; the same command goes on")
+    pretrain_whole(args.data, run, recipe, args.frames)
     if int(os.environ.get("RANK", "0")):
         return
     if not (results / "overlap.json").is_file():

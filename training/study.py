@@ -24,10 +24,10 @@ from training.clips import ClipIndex
 from training.dataset import ClipViews
 from training.dry_run import flops_per_clip
 from training.evaluation.comparison import cell
-from training.evidence import Subject, in_folder, measure_all, read_figure
-from training.extract import default_root, extract_all
+from training.evidence import Subject, add_arguments, in_folder, measure_all, read_figure
+from training.extract import extract_all
 from training.frame_store import ExtractConfig, FrameStore, open_stores
-from training.pretrain import build_method, is_run, pretrain
+from training.pretrain import build_method, pretrain_whole
 from training.recipe import Recipe, read_recipe
 from training.yaml_files import find_file, names_in, read_mapping
 from video_distilled_encoder.errors import InputError, command, import_extra
@@ -71,15 +71,12 @@ def main() -> None:
         prog="python -m training.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", help=f"a YAML file, or one of: {', '.join(names_in(STUDIES))}")
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
-    parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
     parser.add_argument("--out", type=Path, required=True, help="the study's directory")
     parser.add_argument("--recipe", nargs="+", help="another base")
     parser.add_argument("--seeds", nargs="+", type=int, help="in place of the study's")
     parser.add_argument("--rows", nargs="+", help="only these")
     parser.add_argument("--measures", nargs="+", help="only these")
-    parser.add_argument("--device", help="to measure on: cpu or cuda (cpu)")
-    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
+    add_arguments(parser)
     args, settings = parser.parse_known_args()
     study = read_study(args.study)
     study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
@@ -94,8 +91,7 @@ def main() -> None:
                 recipe = replace(recipes[name], run=replace(recipes[name].run, seed=seed))
                 run = _run(args.out, name, seed)
                 print(f"{run.name}:", flush=True)
-                if not pretrain(args.data, run, recipe, frames=args.frames, resume=is_run(run)):
-                    raise InputError("stopped; the same command goes on")
+                pretrain_whole(args.data, run, recipe, args.frames)
             subject = subject_of(args.out, name, row, seed)
             measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
             summarize(study, args.out, facts, settings)

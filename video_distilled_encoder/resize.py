@@ -79,16 +79,7 @@ def apply_bands(images: Tensor, rows: Bands, columns: Bands, channels_last: bool
     return torch.cat([images[..., a - left : b - left] @ weights.T for a, b, weights in columns], dim=-1)
 
 
-class Sparse(NamedTuple):
-    """All target pixels of a side: the source pixels they are made of, and with which weights."""
-
-    start: int
-    stop: int
-    weights: Tensor
-    """(target pixels, stop - start), in compressed rows."""
-
-
-def apply_sparse(image: Tensor, rows: Sparse, columns: Sparse) -> Tensor:
+def apply_sparse(image: Tensor, rows: Band, columns: Band) -> Tensor:
     """Return an (H, W, 3) image as (3, h, w) float32."""
     kept = image[rows.start : rows.stop, columns.start : columns.stop]
     kept = kept.to(torch.float32, memory_format=torch.contiguous_format)
@@ -99,26 +90,27 @@ def apply_sparse(image: Tensor, rows: Sparse, columns: Sparse) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve training too
-def sparse(source: int, target: int, keep: int, interpolation: str) -> Sparse:
-    """Return the weights of the `keep` middle ones of `target` pixels, made of `source` pixels."""
-    matrix = _kept_rows(source, target, keep, interpolation)
-    used = matrix.ne(0).any(0).nonzero()
-    start, stop = int(used[0]), int(used[-1]) + 1
+def sparse(source: int, target: int, keep: int, interpolation: str) -> Band:
+    """Return the weights of the `keep` middle ones of `target` pixels as one band, its weights in compressed rows."""
+    band = _band(_kept_rows(source, target, keep, interpolation))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return Sparse(start, stop, matrix[:, start:stop].float().to_sparse_csr())
+        return band._replace(weights=band.weights.to_sparse_csr())
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve training too
 def bands(source: int, target: int, keep: int, interpolation: str, device: torch.device) -> Bands:
     """Return the weights of the `keep` middle ones of `target` pixels, made of `source` pixels."""
-    found = []
-    for block in _kept_rows(source, target, keep, interpolation).split(_BAND):
-        used = block.ne(0).any(0).nonzero()
-        start, stop = int(used[0]), int(used[-1]) + 1
-        found.append(Band(start, stop, block[:, start:stop].to(device, torch.float32)))
-    return tuple(found)
+    blocks = _kept_rows(source, target, keep, interpolation).to(device).split(_BAND)
+    return tuple(_band(block) for block in blocks)
+
+
+def _band(block: Tensor) -> Band:
+    """Leave out the source pixels before and after those that neighbouring target pixels are made of."""
+    used = block.ne(0).any(0).nonzero()
+    start, stop = int(used[0]), int(used[-1]) + 1
+    return Band(start, stop, block[:, start:stop].float())
 
 
 def _kept_rows(source: int, target: int, keep: int, interpolation: str) -> Tensor:
