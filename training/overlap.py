@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.evaluation.segmentation_data import IMAGES
 from training.extract import default_root, extract_all
 from training.frame_store import ExtractConfig, FrameStore, open_stores
 from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.files import atomic_path
 
 SIDE = 16
-_IMAGES = (".jpg", ".jpeg", ".png")
 _SHOWN = 6
 
 
@@ -91,7 +91,7 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     images = [path for path in files if not _is_label(path)]
     if not images:
         raise InputError(f"there are no images under {', '.join(map(str, folders))}")

@@ -24,7 +24,7 @@ VOID = 255
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
-_IMAGES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png")
 
 
 class Pair(NamedTuple):
@@ -144,7 +144,7 @@ def _numbered(image: Path, label: Path) -> Pair:
 
 
 def _match(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    found = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in _IMAGES}
+    found = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGES}
     masks = {path.stem: path for path in labels.glob("*.png")}
     if not found or found.keys() != masks.keys():
         odd = sorted(found.keys() ^ masks.keys())

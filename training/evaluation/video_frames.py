@@ -19,6 +19,7 @@ from torch import Tensor
 
 from training.evaluation.features import extract
 from training.evaluation.models import Model
+from training.evaluation.segmentation_data import IMAGES
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.preprocessing import open_image
 from video_distilled_encoder.video import VIDEO_SUFFIXES, find_videos, read_frames
@@ -26,7 +27,6 @@ from video_distilled_encoder.video import VIDEO_SUFFIXES, find_videos, read_fram
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
 TOLERANCE = 0.25
 """A frame stands for one `d` seconds later if it is so within this share of d."""
-_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _find_sequences(data: Path, fps: float) -> list[_Source]:
     sequences: dict[str, list[tuple[int, Path]]] = {}
     for path in sorted(root.rglob("*")):
         match = re.fullmatch(r"(.*?)[_-]?[a-z]?(\d+)", path.stem)
-        if path.suffix.lower() in _IMAGES and match:
+        if path.suffix.lower() in IMAGES and match:
             name = (path.parent.relative_to(root) / match[1]).as_posix()
             sequences.setdefault(name, []).append((int(match[2]), path))
     if not sequences:
