@@ -33,6 +33,8 @@ class Job:
     weights_sha256: str
     images: list[Path]
     """Real photographs, for parity and calibration."""
+    precisions: Mapping[str, torch.dtype]
+    """Of the format asked for: what each is computed in."""
     device: str = "cpu"
     layer_parity: bool = True
     """Compare every block too, in a second export."""

@@ -41,7 +41,7 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             full = Path(folder) / "full.onnx"
             write_graph(network, full)
-            quantize(full, path, network.artefact.input, job.calibration_inputs(network.artefact))
+            quantize(full, path, network, job.calibration_inputs(network.artefact))
     else:
         write_graph(network, path)
     import_extra("onnx", "export").checker.check_model(str(path), full_check=True)
@@ -84,29 +84,31 @@ def dynamic_shapes(network: Network) -> dict[int, Any]:
     return free
 
 
-def quantize(source: Path, target: Path, name: str, calibration: Iterable[Tensor]) -> None:
+def quantize(source: Path, target: Path, network: Network, calibration: Iterable[Tensor]) -> None:
     """Write an int8 graph: Q/DQ before the products with weights, symmetric, as TensorRT and OpenVINO want it.
 
     Weights are quantised by channel, activations by tensor, ranges taken from the calibration inputs. The products
     inside attention stay as they are: the many small probabilities of a softmax would all become 0.
 
     Args:
-        source: the float32 graph.
+        source: the graph.
         target: where to write.
-        name: of the input.
+        network: what it is the graph of.
         calibration: inputs of one image each.
     """
     quantization = import_extra("onnxruntime.quantization", "export")
     shapes = import_extra("onnxruntime.quantization.shape_inference", "export")
     prepared = source.with_name("prepared.onnx")
-    shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    # The optimiser would compute in float32 whatever this machine's processor cannot in half.
+    half = network.dtype == torch.float16
+    shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True, skip_optimization=half)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         inputs = iter(calibration)
 
         def get_next(self) -> dict[str, Any] | None:
             image = next(self.inputs, None)
-            return None if image is None else {name: image.cpu().numpy()}
+            return None if image is None else {network.artefact.input: image.cpu().numpy()}
 
     quantization.quantize_static(
         str(prepared),

@@ -84,6 +84,7 @@ def export(
         encoder=encoder,
         weights_sha256=model_directory.weights_sha256(directory),
         images=images,
+        precisions=FORMATS[format].PRECISIONS,
         device=device,
         layer_parity=layer_parity,
         engine=engine or {},
@@ -166,7 +167,7 @@ def fastest(job: Job, artefact: Artefact, path: Path) -> Artefact:
     passed: dict[Path, Artefact] = {}
     failures = []
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for precision in FORMATS[artefact.format].PRECISIONS:
+        for precision in job.precisions:
             trial = Path(folder) / precision / path.name
             trial.parent.mkdir()
             try:
@@ -222,7 +223,7 @@ def produce(job: Job, artefact: Artefact, path: Path) -> Artefact:
 def write(job: Job, artefact: Artefact, path: Path) -> tuple[Artefact, Runtime]:
     """Write an export and its JSON, and load it in its runtime."""
     module = FORMATS[artefact.format]
-    network = Network(job.encoder, artefact, module.PRECISIONS[artefact.precision])
+    network = Network(job.encoder, artefact, job.precisions[artefact.precision])
     made_for = module.write(network, path, job)
     files = {file.name: sha256(file) for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.is_file()}
     artefact = dataclasses.replace(artefact, files=files, made_for=made_for)

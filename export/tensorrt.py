@@ -5,14 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
+
 from export import onnx
 from export.job import Job
 from export.network import Network
-from export.onnx import PRECISIONS as PRECISIONS
 from video_distilled_encoder.runtimes import tensorrt
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 
+PRECISIONS = onnx.PRECISIONS | {"int8": torch.float16}
+"""Strongly typed, all that is not quantised would run in float32, and an int8 engine be slower than one of fp16."""
 DYNAMIC_SIZE = False
 
 

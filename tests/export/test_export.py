@@ -120,6 +120,19 @@ def test_int8_of_a_fixed_batch(shallow_directory, tmp_path, photograph):
     assert cosine(load_runtime(tmp_path / "e.onnx").encode(photograph).patches, expected.patches) > 0.998
 
 
+def test_an_int8_graph_for_tensorrt_is_half_where_it_is_not_int8(shallow_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "available", lambda: False)
+    options = {"precision": "int8", "size": SIZE, "batch": (1, 1, 3), "layer_parity": False}
+    with pytest.raises(InputError, match="only its graph"):
+        export(shallow_directory, tmp_path / "e.engine", format="tensorrt", **options)
+    graph = onnx.load(tmp_path / "e.onnx").graph
+    assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in graph.initializer}
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 3 * 4
+    casts = [value for node in graph.node if node.op_type == "Cast" for value in (*node.input, *node.output)]
+    assert {"pixel_values", "cls", "patches", "grid"} < set(casts)
+    assert len(casts) == 2 * 4  # of the input and the outputs alone
+
+
 def test_the_json_states_the_facts(exported, shallow_directory):
     out, artefact = exported("onnx")
     stored = json.loads((out.parent / "encoder.onnx.json").read_text())
