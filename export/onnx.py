@@ -124,6 +124,8 @@ def quantize(source: Path, target: Path, network: Network, calibration: Iterable
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+            # A scale that half cannot hold becomes 1, and all weights of the channel 0.
+            "MinimumRealRange": 256 * torch.finfo(torch.half).tiny if half else None,
         },
     )
 

@@ -120,17 +120,34 @@ def test_int8_of_a_fixed_batch(shallow_directory, tmp_path, photograph):
     assert cosine(load_runtime(tmp_path / "e.onnx").encode(photograph).patches, expected.patches) > 0.998
 
 
-def test_an_int8_graph_for_tensorrt_is_half_where_it_is_not_int8(shallow_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "available", lambda: False)
-    options = {"precision": "int8", "size": SIZE, "batch": (1, 1, 3), "layer_parity": False}
-    with pytest.raises(InputError, match="only its graph"):
-        export(shallow_directory, tmp_path / "e.engine", format="tensorrt", **options)
-    graph = onnx.load(tmp_path / "e.onnx").graph
+def graph_for_tensorrt(directory, folder, **options):
+    """Return the graph that is left where TensorRT is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "available", lambda: False)
+        with pytest.raises(InputError, match="only its graph"):
+            export(directory, folder / "e.engine", format="tensorrt", size=SIZE, layer_parity=False, **options)
+    return onnx.load(folder / "e.onnx").graph
+
+
+def test_an_int8_graph_for_tensorrt_is_half_where_it_is_not_int8(shallow_directory, tmp_path):
+    graph = graph_for_tensorrt(shallow_directory, tmp_path, precision="int8")
     assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in graph.initializer}
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 3 * 4
     casts = [value for node in graph.node if node.op_type == "Cast" for value in (*node.input, *node.output)]
     assert {"pixel_values", "cls", "patches", "grid"} < set(casts)
     assert len(casts) == 2 * 4  # of the input and the outputs alone
+
+
+def test_weak_channels_are_kept_in_an_int8_graph_for_tensorrt(shallow_directory, tmp_path):
+    encoder = Encoder.from_pretrained(shallow_directory)
+    weights = encoder.backbone.blocks[0].mlp.fc1.weight
+    with torch.no_grad():
+        weights[3] *= 0.002 / weights[3].abs().max()
+    encoder.save_pretrained(tmp_path / "weak")
+    graph = graph_for_tensorrt(tmp_path / "weak", tmp_path, precision="int8")
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    stored = next(t for t in values.values() if t.dtype == np.int8 and t.shape == weights.T.shape)
+    assert np.abs(stored[:, 3]).max() > 10
 
 
 def test_the_json_states_the_facts(exported, shallow_directory):
