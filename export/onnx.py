@@ -125,7 +125,7 @@ def quantize(source: Path, target: Path, network: Network, calibration: Iterable
             "WeightSymmetric": True,
             "OpTypesToExcludeOutputQuantization": _PRODUCTS,
             # A scale that half cannot hold becomes 1, and all weights of the channel 0.
-            "MinimumRealRange": 256 * torch.finfo(torch.half).tiny if half else None,
+            "MinimumRealRange": 256 * torch.finfo(torch.float16).tiny if half else None,
         },
     )
 
