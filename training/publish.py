@@ -5,6 +5,7 @@ The release is the run's encoder in half precision, with a card whose every numb
 
     {{run: recipe.clips.stride}}                 is a fact of the run,
     {{overlap: bits}}                            an entry of overlap.json in the results' folder,
+    {{study: methods}}                           the table of a study, studies/methods.md beside the template,
     {{camvid: random miou}}                      a figure of the results camvid-random.json, camvid-random-seed1.json, …
                                                  in the results' folder: the mean ± deviation over seeds,
     {{cycle: vfd-vits16 against random}}         by how much one exceeds the other, and whether it can be told, as
@@ -122,6 +123,8 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
         source, words = match.groups()
         if source == "run":
             found = _fact(facts, words)
+        elif source == "study":
+            found = _table(template.parent / "studies" / f"{words}.md")
         elif (results / f"{source}.json").is_file():
             found = _fact(read_json(results / f"{source}.json"), words)
         else:
@@ -144,6 +147,10 @@ def _fact(facts: dict[str, Any], path: str) -> str | None:
     for key in path.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return None if found is None else str(found)
+
+
+def _table(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def _figure(results: Path, measure: str, words: str, weights_sha256: str) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.clips import ClipIndex
 from training.dataset import ClipViews
@@ -47,6 +48,8 @@ class Row:
     """Settings on top of that, as {"clips.stride": 0.1}."""
     model: str | None = None
     """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's."""
+    published: dict[str, float] = field(default_factory=dict)
+    """What a paper says of the same row, by heading: more columns of the table."""
 
 
 @dataclass(frozen=True)
@@ -211,11 +214,15 @@ def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], s
 
 def table(summary: Mapping[str, Any]) -> str:
     """Return a study as a table in Markdown: mean ± standard deviation over seeds."""
-    titles = list(next(iter(summary["rows"].values()))["figures"])
-    lines = [["", "clips", *titles], ["---", *["---:"] * (1 + len(titles))]]
-    for name, row in summary["rows"].items():
-        found = [np.array([value for value in row["figures"][title] if value is not None]) for title in titles]
-        lines.append([name, str(row.get("clips", "")), *(cell(values) if len(values) else "" for values in found)])
+    rows = summary["rows"]
+    titles = list(next(iter(rows.values()))["figures"])
+    published = list(dict.fromkeys(title for row in rows.values() for title in row.get("published", {})))
+    lines = [["", "clips", *titles, *published], ["---", *["---:"] * (1 + len(titles) + len(published))]]
+    for name, row in rows.items():
+        found = [_known(row["figures"][title]) for title in titles]
+        measured = [cell(values) if len(values) else "" for values in found]
+        told = [str(row.get("published", {}).get(title, "")) for title in published]
+        lines.append([name, str(row.get("clips", "")), *measured, *told])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -231,9 +238,9 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, title in zip(axes[0], titles, strict=True):
         for height, row in enumerate(rows.values()):
-            known = [value for value in row["figures"][title] if value is not None]
+            known = _known(row["figures"][title])
             axis.plot(known, [height] * len(known), "o", color="tab:blue" if "clips" in row else "gray", alpha=0.6)
-            if known:
+            if len(known):
                 axis.plot(np.mean(known), height, "|", color="black", markersize=16)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
@@ -242,6 +249,11 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
+
+
+def _known(figures: Sequence[float | None]) -> NDArray[np.float64]:
+    """Return a row's figures of the seeds that have been measured so far."""
+    return np.array([value for value in figures if value is not None])
 
 
 def _only(entries: Mapping[str, Any], names: Sequence[str] | None, what: str) -> dict[str, Any]:

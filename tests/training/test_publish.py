@@ -86,6 +86,15 @@ def test_a_missing_number_and_a_result_of_other_weights_are_refused(run, templat
     assert not (tmp_path / "release").exists()
 
 
+def test_the_table_of_a_study_stands_in_the_card(run, template, tmp_path):
+    template.write_text("{{study: methods}}\n")
+    with pytest.raises(InputError, match=r"not there: study: methods$"):
+        render(template, tmp_path, run, "0" * 64, draft=False)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "methods.md").write_text("|  | mIoU |\n")
+    assert render(template, tmp_path, run, "0" * 64, draft=False) == "|  | mIoU |\n"
+
+
 def test_a_result_that_is_not_json_is_refused(run, template, tmp_path):
     (tmp_path / "camvid-probe.json").write_text("{")
     with pytest.raises(InputError, match=r"camvid-probe\.json is not a result"):
