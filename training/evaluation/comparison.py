@@ -48,7 +48,7 @@ def compare(paths: Sequence[Path]) -> str:
         different = [path.name for path, r in zip(paths, results, strict=True) if r[key] != results[0][key]]
         if different:
             raise InputError(f"{different[0]} has another {key} than {paths[0].name}; only like is compared with like")
-    rows = _rows(results)
+    rows = _rows([path.stem for path in paths], results)
     columns = [name for name in rows[0].figures if all(name in row.figures for row in rows)]
     table = [["model", *columns], *([row.name, *(cell(row.figures[name]) for name in columns)] for row in rows)]
     if any(len(row.seeds) > 1 for row in rows):
@@ -86,18 +86,20 @@ def against(row: Row, reference: Row) -> str:
     return f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {verdict}"
 
 
-def _rows(results: Sequence[dict]) -> list[Row]:
-    """Group results by model, in the order given; where two models have one name, it is followed by the weights'."""
+def _rows(files: Sequence[str], results: Sequence[dict]) -> list[Row]:
+    """Group results by model, in the order given; where two models have one name, their first file's name follows."""
     groups: dict[str, list[dict]] = {}
-    for result in results:
-        identity = {key: value for key, value in result["model"].items() if key != "seed"}
-        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(result)
-    names = [str(group[0]["model"]["name"]) for group in groups.values()]
-    rows = []
-    for name, group in zip(names, groups.values(), strict=True):
-        weights = str(group[0]["model"].get("weights_sha256", ""))[:8]
-        rows.append(row_of(f"{name} {weights}" if names.count(name) > 1 else name, group))
-    return rows
+    first_files: dict[str, str] = {}
+    for file, result in zip(files, results, strict=True):
+        model = json.dumps({key: value for key, value in result["model"].items() if key != "seed"}, sort_keys=True)
+        groups.setdefault(model, []).append(result)
+        first_files.setdefault(model, file)
+    names = {model: str(group[0]["model"]["name"]) for model, group in groups.items()}
+    alike = list(names.values())
+    return [
+        row_of(f"{name} ({first_files[model]})" if alike.count(name) > 1 else name, groups[model])
+        for model, name in names.items()
+    ]
 
 
 def row_of(name: str, group: Sequence[dict]) -> Row:

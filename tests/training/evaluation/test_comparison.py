@@ -53,12 +53,12 @@ def test_seeds_are_one_row_with_mean_and_deviation(write, table):
     ]
 
 
-def test_models_of_one_name_are_told_apart_by_their_weights(write, table):
+def test_models_of_one_name_are_told_apart_by_their_files(write, table):
     files = [
         write("encoder", {"miou": miou}, miou, model={"name": "encoder", "weights_sha256": f"{miou}" * 64})
         for miou in (1, 2)
     ]
-    assert [line.rsplit(maxsplit=1)[0] for line in table(*files)[1:]] == ["encoder 11111111", "encoder 22222222"]
+    assert [line.rsplit(maxsplit=1)[0] for line in table(*files)[1:]] == ["encoder (encoder-1)", "encoder (encoder-2)"]
 
 
 def test_only_like_is_compared_with_like(run_command, write, tmp_path):
