@@ -88,18 +88,16 @@ def against(row: Row, reference: Row) -> str:
 
 def _rows(files: Sequence[str], results: Sequence[dict]) -> list[Row]:
     """Group results by model, in the order given; where two models have one name, their first file's name follows."""
-    groups: dict[str, list[dict]] = {}
-    first_files: dict[str, str] = {}
+    groups: dict[str, list[tuple[str, dict]]] = {}
     for file, result in zip(files, results, strict=True):
-        model = json.dumps({key: value for key, value in result["model"].items() if key != "seed"}, sort_keys=True)
-        groups.setdefault(model, []).append(result)
-        first_files.setdefault(model, file)
-    names = {model: str(group[0]["model"]["name"]) for model, group in groups.items()}
-    alike = list(names.values())
-    return [
-        row_of(f"{name} ({first_files[model]})" if alike.count(name) > 1 else name, groups[model])
-        for model, name in names.items()
-    ]
+        identity = {key: value for key, value in result["model"].items() if key != "seed"}
+        groups.setdefault(json.dumps(identity, sort_keys=True), []).append((file, result))
+    names = [str(group[0][1]["model"]["name"]) for group in groups.values()]
+    rows = []
+    for name, group in zip(names, groups.values(), strict=True):
+        file = group[0][0]
+        rows.append(row_of(f"{name} ({file})" if names.count(name) > 1 else name, [result for _, result in group]))
+    return rows
 
 
 def row_of(name: str, group: Sequence[dict]) -> Row:
