@@ -69,9 +69,9 @@ def _draw_panel(axis: Any, records: list[Record]) -> None:
     axis.axvline(floor, color=_FLOOR, linestyle=":")
     for place, record, whole in zip(places, records, total, strict=True):
         speedup = record["speedup_end_to_end"]
-        text = f" {whole:.{1 if whole < 100 else 0}f} ms" + (f" ({speedup:.2f}x)" if speedup else "")
+        text = f"{whole:.{1 if whole < 100 else 0}f} ms" + (f" ({speedup:.2f}x)" if speedup else "")
         behind = {"color": "white", "pad": 1}  # the floor's line must not run through the figures
-        axis.annotate(text, (whole, place), va="center", fontsize=8, bbox=behind)
+        axis.annotate(text, (whole, place), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=behind)
     axis.set_yticks(places, [record["name"] for record in records], fontsize=9)
     axis.set_xlim(0, 1.18 * max(*total, floor))
     axis.set_ylim(-0.6, len(records) - 0.4)
