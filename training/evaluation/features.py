@@ -1,14 +1,19 @@
 """Features of many images, extracted once: a cache on disk, by the content of the images and of the model.
 
 A cache entry is a folder `KEY/` with `cls.npy` (n, C) and `grid.npy` (n, h, w, C), both float16, which are mapped into
-memory and not read as a whole.
+memory and not read as a whole. After each new entry the ones used longest ago are deleted until 20 GiB are left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +30,11 @@ from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.preprocessing import open_image
 
 BATCH = 8
+CACHE_BYTES = 20 * 2**30
+IN_USE = 3600
+"""Seconds for which an entry stays after it was used or written to, however full the cache is."""
+_ENTRY = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\.\w+")
+"""An entry's name, or that of one whose writing was killed: the folder may hold files of the user's."""
 
 Picture = Path | np.ndarray
 """An image file, or (H, W, 3) uint8 RGB pixels."""
@@ -78,6 +88,9 @@ def extract(
     if not entry.is_dir():
         with atomic_directory(entry) as staging:
             _write(staging, model, images, size, layers, crop_mode, desc)
+        _make_room(cache)
+    with suppress(OSError):  # a cache that may only be read is still a cache
+        os.utime(entry)
     # Mapped copy-on-write, since torch has no read-only tensors.
     return Features(*(torch.from_numpy(np.load(entry / f"{name}.npy", mmap_mode="c")) for name in Features._fields))
 
@@ -103,6 +116,22 @@ def _write(
                 shape = (len(images), *array.shape[1:])
                 files[name] = open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
             files[name][start : start + len(array)] = array
+
+
+def _make_room(cache: Path) -> None:
+    """Delete the entries used longest ago until the cache holds `CACHE_BYTES`, except those in use."""
+    entries = []
+    for folder in (path for path in cache.iterdir() if _ENTRY.fullmatch(path.name)):
+        with suppress(FileNotFoundError):  # another process made room first
+            files = [file.stat() for file in folder.iterdir()]
+            used = max(stat.st_mtime for stat in (folder.stat(), *files))
+            entries.append((used, sum(stat.st_size for stat in files), folder))
+    excess = sum(size for _, size, _ in entries) - CACHE_BYTES
+    for used, size, folder in sorted(entries):
+        if excess <= 0 or time.time() - used < IN_USE:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        excess -= size
 
 
 def _content(image: Picture) -> str:

@@ -1,8 +1,12 @@
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from training.evaluation import features
 from training.evaluation.features import extract
 from training.evaluation.models import Constant, Pixels
 from video_distilled_encoder import InputError
@@ -67,3 +71,32 @@ def test_nothing_is_left_of_an_extraction_that_failed(files, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(InputError, match="no images"):
         extract(Pixels(), [], (48, 64), cache=tmp_path / "cache")
+
+
+def test_what_was_used_longest_ago_makes_room(files, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+
+    def entry_of(images, hours_ago):
+        before = set(cache.glob("*")) if cache.exists() else set()
+        extract(Pixels(), images, (48, 64), cache=cache)
+        (entry,) = set(cache.glob("*")) - before
+        for path in (*entry.iterdir(), entry):
+            os.utime(path, (time.time() - 3600 * hours_ago,) * 2)
+        return entry
+
+    oldest, old, used_again, recent = (entry_of(files[n : n + 1], hours) for n, hours in enumerate((9, 8, 10, 0.5)))
+    extract(Pixels(), files[2:3], (48, 64), cache=cache)
+    killed = cache / f".{oldest.name}.k2j_9xab"
+    oldest.rename(killed)
+    mine = cache / "results"
+    mine.mkdir()
+    (mine / "figures.npy").write_bytes(bytes(100_000))
+    os.utime(mine, (0, 0))
+
+    size = sum(file.stat().st_size for file in old.iterdir())
+    monkeypatch.setattr(features, "CACHE_BYTES", 4 * size)
+    new = entry_of(files[4:5], 0)
+    assert set(cache.iterdir()) == {old, used_again, recent, new, mine}, "the killed one goes first, and is enough"
+    monkeypatch.setattr(features, "CACHE_BYTES", 0)
+    newest = entry_of(files[5:6], 0)
+    assert set(cache.iterdir()) == {used_again, recent, new, newest, mine}, "what is in use stays, whatever the limit"
