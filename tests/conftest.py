@@ -14,6 +14,14 @@ ROOT = Path(__file__).parent.parent
 torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Nothing is left in the user's cache, and nothing there decides a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VDE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def photograph():
     return ROOT / "video_distilled_encoder" / "photographs" / "car-shadow.jpg"
