@@ -85,14 +85,15 @@ def extract(
     for image in images:
         digest.update(_content(image).encode())
     entry = cache / digest.hexdigest()[:32]
-    if not entry.is_dir():
+    files = [entry / f"{name}.npy" for name in Features._fields]
+    if not all(file.is_file() for file in files):
         with atomic_directory(entry) as staging:
             _write(staging, model, images, size, layers, crop_mode, desc)
         _make_room(cache)
     with suppress(OSError):  # a cache that may only be read is still a cache
         os.utime(entry)
     # Mapped copy-on-write, since torch has no read-only tensors.
-    return Features(*(torch.from_numpy(np.load(entry / f"{name}.npy", mmap_mode="c")) for name in Features._fields))
+    return Features(*(torch.from_numpy(np.load(file, mmap_mode="c")) for file in files))
 
 
 def _write(

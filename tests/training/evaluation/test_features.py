@@ -64,6 +64,16 @@ def test_pixels_in_memory_are_keyed_by_content_too(files, tmp_path):
     assert model.count == 10
 
 
+def test_an_entry_whose_deletion_was_killed_is_extracted_again(files, tmp_path):
+    model = Counting()
+    first = extract(model, files, (48, 64), cache=tmp_path / "cache")
+    (entry,) = (tmp_path / "cache").iterdir()
+    (entry / "cls.npy").unlink()
+    again = extract(model, files, (48, 64), cache=tmp_path / "cache")
+    assert model.count == 20
+    assert torch.equal(first.cls, again.cls)
+
+
 def test_nothing_is_left_of_an_extraction_that_failed(files, tmp_path):
     files[5].write_bytes(b"no image")
     with pytest.raises(InputError, match=r"5\.png"):
