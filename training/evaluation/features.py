@@ -122,7 +122,7 @@ def _write(
 def _make_room(cache: Path) -> None:
     """Delete the entries used longest ago until the cache holds `CACHE_BYTES`, except those in use."""
     entries = []
-    for folder in (path for path in cache.iterdir() if _ENTRY.fullmatch(path.name)):
+    for folder in (path for path in cache.iterdir() if path.is_dir() and _ENTRY.fullmatch(path.name)):
         with suppress(FileNotFoundError):  # another process made room first
             files = [file.stat() for file in folder.iterdir()]
             used = max(stat.st_mtime for stat in (folder.stat(), *files))

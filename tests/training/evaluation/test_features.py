@@ -87,7 +87,7 @@ def test_what_was_used_longest_ago_makes_room(files, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
 
     def entry_of(images, hours_ago):
-        before = set(cache.glob("*")) if cache.exists() else set()
+        before = set(cache.glob("*"))
         extract(Pixels(), images, (48, 64), cache=cache)
         (entry,) = set(cache.glob("*")) - before
         for path in (*entry.iterdir(), entry):
@@ -102,11 +102,17 @@ def test_what_was_used_longest_ago_makes_room(files, tmp_path, monkeypatch):
     mine.mkdir()
     (mine / "figures.npy").write_bytes(bytes(100_000))
     os.utime(mine, (0, 0))
+    checksum = cache / ("0" * 32)
+    checksum.write_bytes(b"a file of the user's with an entry's name")
 
     size = sum(file.stat().st_size for file in old.iterdir())
     monkeypatch.setattr(features, "CACHE_BYTES", 4 * size)
     new = entry_of(files[4:5], 0)
-    assert set(cache.iterdir()) == {old, used_again, recent, new, mine}, "the killed one goes first, and is enough"
+    assert set(cache.iterdir()) == {old, used_again, recent, new, mine, checksum}, (
+        "the killed one goes first, and is enough"
+    )
     monkeypatch.setattr(features, "CACHE_BYTES", 0)
     newest = entry_of(files[5:6], 0)
-    assert set(cache.iterdir()) == {used_again, recent, new, newest, mine}, "what is in use stays, whatever the limit"
+    assert set(cache.iterdir()) == {used_again, recent, new, newest, mine, checksum}, (
+        "what is in use stays, whatever the limit"
+    )
