@@ -21,11 +21,12 @@ import torch
 
 from training import distributed
 from training.clips import ClipIndex
-from training.dataset import load_batches
+from training.dataset import Schedule, load_batches
 from training.distributed import World
 from training.extract import extract_all
 from training.frame_store import keep_all_in_memory, open_stores
 from training.log import read_log
+from training.plan import Plan
 from training.pretrain import build_method
 from training.recipe import Recipe, parse_settings
 from training.trainer import Trainer
@@ -74,7 +75,8 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
 
 
 def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
-    batches = load_batches(index, recipe, start=0, steps=recipe.run.total_steps(len(index)), world=world)
+    schedule = Schedule(recipe, Plan.of(recipe.run.total_steps(len(index))), 0, world)
+    batches = load_batches(index, recipe, schedule, world)
     for _ in islice(batches, _WARM_UP):
         pass
     start = time.perf_counter()

@@ -3,7 +3,7 @@
     checkpoints/step-00000500/
         model.safetensors      student, teacher and centres
         optimizer.safetensors  AdamW's running averages
-        state.json             step, and the SHA-256 of the two files
+        state.json             step, plan, and the SHA-256 of the two files
 
 There is no state of random-number generators: whatever is random is drawn from the seed and the step.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.plan import Plan
 from video_distilled_encoder.files import atomic_directory, sha256
 
 _TENSORS = ("model", "optimizer")
@@ -29,6 +30,7 @@ class Checkpoint:
     """The state of a run after `step` steps."""
 
     step: int
+    plan: Plan
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
@@ -47,7 +49,8 @@ def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
             tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(checkpoint, name).items()}
             save_file(tensors, file)
             sums[file.name] = sha256(file)
-        (staging / "state.json").write_text(json.dumps({"step": checkpoint.step, "sha256": sums}), encoding="utf-8")
+        state = {"step": checkpoint.step, "plan": checkpoint.plan.knots, "sha256": sums}
+        (staging / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for old in _paths(root)[keep:]:
         shutil.rmtree(old)
     return path
@@ -61,7 +64,8 @@ def load_newest(root: Path) -> Checkpoint | None:
             for name, digest in state["sha256"].items():
                 if sha256(path / name) != digest:
                     raise OSError(f"{name} does not match its checksum")
-            return Checkpoint(state["step"], *(load_file(path / f"{name}.safetensors") for name in _TENSORS))
+            plan = Plan(tuple((step, progress) for step, progress in state["plan"]))
+            return Checkpoint(state["step"], plan, *(load_file(path / f"{name}.safetensors") for name in _TENSORS))
         except (OSError, ValueError, KeyError) as error:
             warnings.warn(f"the checkpoint {path} is damaged ({error}) and passed over", stacklevel=2)
     return None

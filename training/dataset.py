@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from training.clips import ClipIndex
 from training.distributed import World
 from training.methods import load_method
 from training.photometric import draw_parameters
+from training.plan import Plan
 from training.recipe import Recipe
 from training.views import cut_all
 from video_distilled_encoder.errors import InputError
@@ -32,23 +34,31 @@ class Sample(TypedDict):
     """Per group whose views have masks, (n, patches) bool."""
 
 
+class Place(NamedTuple):
+    """Where in a run a sample is."""
+
+    position: int
+    """Number of the sample, from 0."""
+    progress: float
+    """Share of the run that is over at its step: some settings change with it."""
+
+
 class ClipViews(Dataset[Sample]):
-    """Sample `position` of a run: what it shows depends on nothing but the seed and the position.
+    """The sample at a place of a run: what it shows depends on nothing but the seed and the place.
 
     Args:
         index: the clips.
         recipe: all settings.
-        length: positions of the whole run, of which settings that change with progress take a share.
     """
 
-    def __init__(self, index: ClipIndex, recipe: Recipe, length: int) -> None:
+    def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
         self.index = index
         self.recipe = recipe
-        self.length = length
         self.plan_views = load_method(recipe.method).plan_views
 
-    def __getitem__(self, position: int) -> Sample:
-        recipe = replace(self.recipe, views=self.recipe.views.at(position / self.length))
+    def __getitem__(self, place: Place) -> Sample:
+        position, progress = place
+        recipe = replace(self.recipe, views=self.recipe.views.at(progress))
         rng = np.random.default_rng([recipe.run.seed, 1, position])
         store, numbers = self.index[position]
         views = self.plan_views(rng, store.size, recipe)
@@ -82,30 +92,60 @@ def share_of_batch(recipe: Recipe, world: World) -> int:
     return size // world.size
 
 
-def load_batches(index: ClipIndex, recipe: Recipe, *, start: int, steps: int, world: World) -> Iterator[Sample]:
-    """Yield this process's share of the batches of steps `start` to `steps` - 1.
+class Schedule:
+    """Which places make this process's share of each batch, in the order of the steps: a batch sampler.
 
-    A step's batch is `run.batch_size` consecutive positions; process r of n takes the r-th of n equal parts of it.
+    A step's batch is `run.batch_size` consecutive positions; process r of n takes the r-th of n equal parts of it. The
+    loader asks some steps ahead of the training.
+
+    Args:
+        recipe: all settings.
+        plan: of the run; it may be replaced while batches are drawn.
+        start: the first step.
+        world: this process among its peers.
+        endless: go on after the last step of the plan, which may come to be a later one.
 
     Raises:
         InputError: the batch cannot be shared equally.
     """
-    size, share = recipe.run.batch_size, share_of_batch(recipe, world)
-    firsts = range(start * size + world.rank * share, steps * size, size)
+
+    def __init__(self, recipe: Recipe, plan: Plan, start: int, world: World, endless: bool = False) -> None:
+        self.plan = plan
+        self.drawn = start
+        """Steps before this one have been asked for, and their places are fixed."""
+        self._endless = endless
+        self._size, self._share = recipe.run.batch_size, share_of_batch(recipe, world)
+        self._offset = world.rank * self._share
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        while self._endless or self.drawn < self.plan.steps:
+            first = self.drawn * self._size + self._offset
+            progress = self.plan.progress(self.drawn)
+            self.drawn += 1
+            yield [Place(position, progress) for position in range(first, first + self._share)]
+
+
+def load_batches(index: ClipIndex, recipe: Recipe, schedule: Schedule, world: World) -> Iterator[Sample]:
+    """Yield this process's share of the batches that a schedule names."""
     workers = recipe.run.workers
     if workers is None:
         workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
     loader = DataLoader(
-        ClipViews(index, recipe, steps * size),
-        batch_sampler=[list(range(first, first + share)) for first in firsts],
+        ClipViews(index, recipe),
+        batch_sampler=schedule,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
 
-def _one_thread(worker: int) -> None:
-    """Keep a worker on one processor: it shares the machine with others of its kind."""
+def _start_worker(worker: int) -> None:
+    """Keep a worker on one processor, which it shares with others of its kind, and leave it to the main process to end.
+
+    A signal that asks the whole group of processes to stop must not take the batches from the last step.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

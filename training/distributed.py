@@ -81,6 +81,12 @@ def choose_device(device: str) -> str:
     return device
 
 
+def synchronize(device: torch.device) -> None:
+    """Return when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def device_name(device: str) -> str:
     """Name what computes on a device of type "cuda" or "cpu"."""
     return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"

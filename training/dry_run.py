@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training import photometric
 from training.clips import ClipIndex
-from training.dataset import ClipViews
+from training.dataset import ClipViews, Place
 from training.loss import chunk_of
 from training.methods.base import Method
 from training.recipe import Recipe
@@ -32,7 +32,7 @@ def report(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig
         bf16: whether the run would compute in bf16.
     """
     steps = recipe.run.total_steps(len(index))
-    clips = ClipViews(index, recipe, steps * recipe.run.batch_size)
+    clips = ClipViews(index, recipe)
     draw_sheet(clips, range(min(8, len(index))), picture)
     memory = expected_memory(recipe, clips, method, config, bf16)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
@@ -56,11 +56,11 @@ def expected_memory(
     """
     student = sum(parameter.numel() for parameter in method.student.parameters())
     teacher = sum(parameter.numel() for parameter in method.teacher.parameters())
-    last = clips.length - 1  # the end of a run has the largest views
-    one, two = (_kept_by_autograd(method, _batch(clips, [last] * count, config), bf16) for count in (1, 2))
+    largest = Place(0, 1.0)  # at the end of a run
+    one, two = (_kept_by_autograd(method, _batch(clips, [largest] * count, config), bf16) for count in (1, 2))
     part = recipe.run.batch_size / recipe.run.accumulate
     prototypes = recipe.objective.head.prototypes
-    pixels = sum(view.numel() for view in clips[last]["views"].values())
+    pixels = sum(view.numel() for view in clips[largest]["views"].values())
     return {
         "weights, gradients, AdamW": student * 16.0 + (2 * one - two),
         "teacher": teacher * 4.0,
@@ -70,21 +70,21 @@ def expected_memory(
     }
 
 
-def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig) -> float:
+def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig, progress: float = 1.0) -> float:
     """Return the floating-point operations of one clip, forward and backward; a multiply-add is two.
 
-    PyTorch counts them for real clips at the end of the run.
+    PyTorch counts them for real clips, with the views that the run has at `progress`.
     """
-    batch = _batch(clips, [clips.length - 1] * 2, config)
+    batch = _batch(clips, [Place(0, progress)] * 2, config)
     with FlopCounterMode(display=False) as counter:
-        method.train()(batch, 0.5).total.backward()
+        method.train()(batch, progress).total.backward()
     method.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 2
 
 
-def _batch(clips: ClipViews, positions: list[int], config: ModelConfig) -> dict[str, Tensor]:
+def _batch(clips: ClipViews, places: list[Place], config: ModelConfig) -> dict[str, Tensor]:
     """Return a batch as a method takes it."""
-    samples = [clips[position] for position in positions]
+    samples = [clips[place] for place in places]
     batch = {}
     for group in samples[0]["views"]:
         views, parameters = (torch.stack([s[kind][group] for s in samples]) for kind in ("views", "photometric"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from training import stop
 from training.frame_store import ExtractConfig, extract_video
 from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.video import find_videos
@@ -57,6 +58,8 @@ def extract_all(
     stores: dict[Path, Path] = {}
     with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
         for video, result in _in_parallel(videos, root, config, workers):
+            if stop.asked():
+                raise InputError("stopped while videos were extracted; the same command goes on")
             try:
                 stores[video] = result()
             except InputError as error:

@@ -12,24 +12,28 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import yaml
 
-from training import checkpoint, distributed
+from training import checkpoint, distributed, stop
 from training.clips import ClipIndex
 from training.curves import plot_curves
 from training.dataset import ClipViews, share_of_batch
 from training.distributed import World
-from training.dry_run import report
+from training.dry_run import flops_per_clip, report
 from training.extract import default_root, extract_all
 from training.frame_store import FrameStore, keep_all_in_memory, open_stores
 from training.initial_weights import start_from
 from training.methods import load_method
 from training.methods.base import Method
+from training.plan import Budget, Phase, age_of_process
 from training.recipe import Recipe, parse_settings, read_recipe
 from training.sheet import draw_sheet
 from training.trainer import Trainer
@@ -45,15 +49,16 @@ def main() -> None:
     if args.dry_run:
         print(dry_run(args.data, args.out, recipe, args.frames, args.skip_unreadable))
         return
-    pretrain(
-        args.data,
-        args.out,
-        recipe,
-        frames=args.frames,
-        resume=args.resume,
-        max_seconds=args.max_time,
-        skip_unreadable=args.skip_unreadable,
-    )
+    with stop.listening():
+        pretrain(
+            args.data,
+            args.out,
+            recipe,
+            frames=args.frames,
+            resume=args.resume,
+            max_seconds=None if args.max_time is None else args.max_time - age_of_process(),
+            skip_unreadable=args.skip_unreadable,
+        )
 
 
 def pretrain(
@@ -74,31 +79,40 @@ def pretrain(
         recipe: all settings.
         frames: folder of the frame stores; the user's cache by default.
         resume: go on with the run in `out`.
-        max_seconds: stop training after this long; the encoder is written all the same.
+        max_seconds: how long all this may take; the recipe's length does not count then, and all schedules end when
+            the time does. Without it, a run that is resumed keeps the plan that it had.
         skip_unreadable: leave out videos that cannot be read, instead of stopping at the first.
 
     Returns:
-        Whether the last step was reached: not if the time was up, or the process was asked to stop.
+        Whether the last step was reached: not if the process was asked to stop.
 
     Raises:
-        InputError: the videos cannot be used, `out` is taken, there is nothing to resume, or the loss diverged.
+        InputError: the videos cannot be used, `out` is taken, there is nothing to resume, the time is too short to
+            begin, or the loss diverged.
     """
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
     check_out(out, recipe, resume)
     world = distributed.start(recipe.run.device)
     try:
         stores = extract_once(world, data, frames or default_root(), recipe, skip_unreadable)
-        return train(out, recipe, world, open_stores(stores), resume, max_seconds)
+        return train(out, recipe, world, open_stores(stores), resume, deadline)
     finally:
         distributed.stop()
 
 
-def pretrain_whole(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path) -> None:
-    """Start the run in `out`, or go on with it, up to its last step.
+def pretrain_whole(
+    data: Sequence[Path], out: Path, recipe: Recipe, frames: Path, max_seconds: float | None = None
+) -> None:
+    """Start the run in `out`, or go on with it, up to its last step, which a run that was started has.
 
     Raises:
         InputError: as `pretrain` does, or the process was asked to stop before.
     """
-    if not pretrain(data, out, recipe, frames=frames, resume=is_run(out)):
+    started = any((out / "checkpoints").glob("step-*"))
+    seconds = None if started else max_seconds
+    with stop.listening():
+        finished = pretrain(data, out, recipe, frames=frames, resume=is_run(out), max_seconds=seconds)
+    if not finished:
         raise InputError("stopped; the same command goes on")
 
 
@@ -123,7 +137,7 @@ def extract_once(
 
 
 def train(
-    out: Path, recipe: Recipe, world: World, stores: Sequence[FrameStore], resume: bool, max_seconds: float | None
+    out: Path, recipe: Recipe, world: World, stores: Sequence[FrameStore], resume: bool, deadline: float | None
 ) -> bool:
     """Train on frame stores and write the run directory; tell whether the last step was reached."""
     share_of_batch(recipe, world)  # what cannot work is refused before anything is written
@@ -136,30 +150,67 @@ def train(
     if world.is_main:
         start_directory(out, recipe, index, world)
     distributed.wait_for_all()
+    phases = [] if deadline is None else find_phases(recipe, index, method, config)
     trainer = Trainer(recipe, method, index, config, out, world)
     if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
         trainer.resume(saved)
-    if recipe.clips.in_memory and trainer.step < trainer.steps:
+    if recipe.clips.in_memory and trainer.step < trainer.plan.steps:
         keep_all_in_memory(stores)
+    budget = None if deadline is None else start_budget(deadline, phases, world)
+    if budget and trainer.step == 0:
+        trainer.plan = budget.start()
     hours = hours_of(index)
+    length = f"{trainer.plan.steps} steps" if budget is None else f"{budget.left():.0f} s in steps"
     world.say(
-        f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {trainer.steps} steps of {recipe.run.batch_size} "
-        f"clips on {world.size} x {world.device.type}"
+        f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {length} of {recipe.run.batch_size} clips on "
+        f"{world.size} x {world.device.type}"
     )
     if recipe.run.device == "auto" and world.device.type == "cpu":
         world.say("no GPU found: training on the CPU, for which --recipe cpu is made")
-    try:
-        finished = trainer.run(max_seconds)
-    finally:
+
+    def leave() -> None:
+        trainer.save()
         if world.is_main:
             plot_curves(trainer.log.path, out / "curves.png")
+            card = run_card(recipe, trainer.step, len(stores), hours)
+            Encoder(method.teacher.backbone, config, card).save_pretrained(out / "encoder")
+
+    try:
+        finished = trainer.run(budget, leave)
+    except InputError:
+        if world.is_main:
+            plot_curves(trainer.log.path, out / "curves.png")
+        raise
+    leave()
     if world.is_main:
-        encoder = Encoder(method.teacher.backbone, config, run_card(recipe, trainer.step, len(stores), hours))
-        encoder.save_pretrained(out / "encoder")
         print(out / "encoder")
     if not finished:
-        world.say(f"stopped after step {trainer.step} of {trainer.steps}; --resume goes on")
+        world.say(f"stopped after step {trainer.step} of {trainer.plan.steps}; --resume goes on")
     return finished
+
+
+def find_phases(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig) -> list[Phase]:
+    """Return the stretches of a run whose steps cost the same, as far as arithmetic tells."""
+    ends = recipe.views.phases()
+    if len(ends) == 1:
+        return [Phase(1.0, 1.0)]
+    clips, method = ClipViews(index, recipe), deepcopy(method)  # running averages would move
+    return [Phase(end, flops_per_clip(clips, method, config, begin)) for begin, end in pairwise([0.0, *ends])]
+
+
+def start_budget(deadline: float, phases: Sequence[Phase], world: World) -> Budget:
+    """Return the budget of what is left until the deadline.
+
+    Raises:
+        InputError: nothing is.
+    """
+    left = distributed.from_main(deadline - time.monotonic())
+    if left <= 0:
+        raise InputError(
+            f"the time was over {-left:.1f} s before training could begin; give more --max-time, or extract the videos "
+            "before, with python -m training.extract"
+        )
+    return Budget(left, phases, wait=lambda: distributed.synchronize(world.device))
 
 
 def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -> None:
@@ -175,8 +226,7 @@ def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -
         "torch": torch.__version__,
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    clips = ClipViews(index, recipe, recipe.run.total_steps(len(index)) * recipe.run.batch_size)
-    draw_sheet(clips, range(min(8, len(index))), out / "views.png")
+    draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
 
 
 def hours_of(index: ClipIndex) -> float:
@@ -200,14 +250,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
     parser.add_argument("--init-from", help="the same as --run.init_from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--max-time", type=parse_duration, help="stop training after HH:MM:SS; the encoder is written")
+    parser.add_argument("--max-time", type=parse_duration, help="length of the run, HH:MM:SS, in place of the recipe's")
     parser.add_argument("--dry-run", action="store_true", help="describe the run and draw its views instead")
     parser.add_argument("--frames", type=Path, help=f"folder of the frame stores, if not {default_root()}")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
 
 
-def parse_duration(text: str) -> float:
-    """Turn HH:MM:SS into seconds."""
+def parse_duration(text: str | float) -> float:
+    """Turn HH:MM:SS into seconds; jsonargparse hands in its own result again."""
+    if isinstance(text, (int, float)):
+        return float(text)
     if not re.fullmatch(r"\d+:\d\d:\d\d", text):
         raise ValueError(f"a time is written HH:MM:SS, got {text!r}")
     hours, minutes, seconds = (int(part) for part in text.split(":"))

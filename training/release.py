@@ -6,7 +6,7 @@ DIR/run, writes the weights in half precision to DIR/NAME, measures them and wha
 fills in the card and checks it all (`python -m training.publish`). Given again, it goes on where it was stopped;
 training to the bit, and no result of the same weights and settings is measured twice.
 
-`--time 00:25:00` sets the run's length: a few steps are measured first, and as many taken as fit. Under torchrun the
+`--time 00:25:00` sets the training's length, as `--max-time` of `python -m training.pretrain` does. Under torchrun the
 same command trains on every GPU.
 """
 
@@ -14,27 +14,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from training import distributed
-from training.benchmark import time_training
-from training.clips import ClipIndex
 from training.evaluation.models import load_model
 from training.evidence import Subject, add_arguments, in_folder, measure_all
 from training.extract import extract_all
 from training.frame_store import open_stores
 from training.overlap import overlap
 from training.pca_sheet import draw_pca_sheet
-from training.pretrain import extract_once, is_run, parse_duration, pretrain_whole
+from training.pretrain import parse_duration, pretrain_whole
 from training.publish import PICTURE, copy_card, describe, publish
-from training.recipe import Recipe, read_recipe
+from training.recipe import read_recipe
 from training.yaml_files import find_file, names_in, read_mapping
 from video_distilled_encoder.errors import InputError, command
 
 RELEASES = Path(__file__).parent / "releases"
-_TIMED_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def main() -> None:
     parser.add_argument("release", help=f"a YAML file, or one of: {', '.join(names_in(RELEASES))}")
     parser.add_argument("--out", type=Path, required=True, help="directory of the run, the results and the release")
     parser.add_argument("--recipe", nargs="+", help="in place of the release's")
-    parser.add_argument("--time", type=parse_duration, help="train for about HH:MM:SS")
+    parser.add_argument("--time", type=parse_duration, help="length of the training, HH:MM:SS (the recipe's)")
     parser.add_argument("--card", type=Path, help="template of the model card, in place of the release's")
     parser.add_argument("--card-out", type=Path, help="write the card here too")
     parser.add_argument("--results", type=Path, help="folder of results (OUT/results)")
@@ -77,9 +72,7 @@ def main() -> None:
     check_evaluation(release, args.evaluation)
     run, results, out = args.out / "run", args.results or args.out / "results", args.out / Path(args.release).stem
     recipe = read_recipe(args.recipe or release.recipe, settings)
-    if args.time:
-        recipe = fit(recipe, args.data, args.frames, run, args.time)
-    pretrain_whole(args.data, run, recipe, args.frames)
+    pretrain_whole(args.data, run, recipe, args.frames, args.time)
     if int(os.environ.get("RANK", "0")):
         return
     if not (results / "overlap.json").is_file():
@@ -129,23 +122,6 @@ def check_evaluation(release: Release, evaluation: Path) -> None:
     for name in (*release.held_out, *release.pictures):
         if not (evaluation / name).exists():
             raise InputError(f"there is no {evaluation / name}, which the release is to be shown on")
-
-
-def fit(recipe: Recipe, data: Sequence[Path], frames: Path, run: Path, seconds: float) -> Recipe:
-    """Return the recipe with as many steps as fit into a time on this machine; with those of a run that was started."""
-    if is_run(run):
-        steps = read_recipe(str(run / "recipe.yaml")).run.steps
-    else:
-        world = distributed.start(recipe.run.device)
-        stores = open_stores(extract_once(world, data, frames, recipe))
-        figures = time_training(recipe, ClipIndex(stores, recipe.clips, recipe.run.seed), world, _TIMED_STEPS)
-        # frames that will be in memory are read from their stores here, and are waited for
-        spent = 1 - figures["data_wait_share"] if recipe.clips.in_memory else 1.0
-        rate = figures["steps_per_second"] / spent
-        steps = distributed.from_main(max(1, int(rate * seconds)))
-        distributed.stop()
-        world.say(f"{rate:.3g} steps/s: {steps} steps")
-    return replace(recipe, run=replace(recipe.run, steps=steps))
 
 
 if __name__ == "__main__":

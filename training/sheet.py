@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from training import photometric
-from training.dataset import ClipViews
+from training.dataset import ClipViews, Place
 from video_distilled_encoder.files import atomic_path
 
 _GAP = 4
 
 
 def draw_sheet(clips: ClipViews, positions: Sequence[int], picture: Path) -> None:
-    """Draw the augmented views of some clips as a PNG, one row a clip, global views first."""
+    """Draw the augmented views of some clips as a PNG, one row a clip, global views first, as at the start of a run."""
     rows = [_row(clips, position) for position in positions]
     sheet = np.concatenate([part for row in rows for part in (row, np.full_like(row[:_GAP], 255))])
     with atomic_path(picture) as temporary:
@@ -26,7 +26,7 @@ def draw_sheet(clips: ClipViews, positions: Sequence[int], picture: Path) -> Non
 
 
 def _row(clips: ClipViews, position: int) -> np.ndarray:
-    sample = clips[position]
+    sample = clips[Place(position, 0.0)]
     height = max(views.shape[-1] for views in sample["views"].values())
     tiles = []
     for group, views in sample["views"].items():

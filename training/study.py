@@ -175,7 +175,7 @@ def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
     """Return the floating-point operations of one clip."""
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
-    return flops_per_clip(ClipViews(index, recipe, 100), build_method(recipe, config), config)
+    return flops_per_clip(ClipViews(index, recipe), build_method(recipe, config), config)
 
 
 def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training import checkpoint, distributed, drop_path, photometric
+from training import checkpoint, distributed, drop_path, photometric, stop
 from training.checkpoint import Checkpoint
 from training.clips import ClipIndex
-from training.dataset import Sample, load_batches
+from training.dataset import Sample, Schedule, load_batches
 from training.distributed import World
 from training.log import Log
 from training.methods.base import Method
+from training.plan import Budget, Plan
 from training.recipe import Recipe
 from training.schedules import cosine, warmup_cosine
 from video_distilled_encoder.model_config import ModelConfig
@@ -56,7 +55,7 @@ class Trainer:
         self.world = world
         self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
         self.checkpoints = out / "checkpoints"
-        self.steps = recipe.run.total_steps(len(index))
+        self.plan = Plan.of(recipe.run.total_steps(len(index)))
         self.step = 0
         self.drop_paths = drop_path.install(method.student.backbone, world.rank)
         self.optimizer = torch.optim.AdamW(
@@ -71,10 +70,12 @@ class Trainer:
             for backbone in (method.student.backbone, method.teacher.backbone):
                 backbone.forward_features = torch.compile(backbone.forward_features)  # type: ignore[method-assign]
 
-    def run(self, max_seconds: float | None = None) -> bool:
-        """Train to the last step, or until the time is up or a process is asked to stop.
+    def run(self, budget: Budget | None = None, leave: Callable[[], None] = lambda: None) -> bool:
+        """Train to the last step, or until a process is asked to stop (`training.stop`).
 
-        A checkpoint is written in either case, but not when training went wrong.
+        Args:
+            budget: what sets the last step; that of the plan if it is not given.
+            leave: writes what a run leaves. Called early in a run with a budget, which keeps as much time for its end.
 
         Returns:
             Whether the last step was reached.
@@ -82,27 +83,37 @@ class Trainer:
         Raises:
             InputError: the loss is not finite or the features have collapsed; earlier checkpoints stay.
         """
-        start = time.monotonic()
         self.log.cut(self.step)
-        batches = load_batches(self.index, self.recipe, start=self.step, steps=self.steps, world=self.world)
+        schedule = Schedule(self.recipe, self.plan, self.step, self.world, endless=budget is not None)
+        batches = load_batches(self.index, self.recipe, schedule, self.world)
         bar = tqdm(
-            total=self.steps,
+            total=self.plan.steps,
             initial=self.step,
             desc="train",
             unit="step",
             dynamic_ncols=True,
             disable=not self.world.is_main,
         )
-        with _Stop() as stop, bar:
-            while self.step < self.steps:
-                late = max_seconds is not None and time.monotonic() - start > max_seconds
-                if self._agree_to_stop(stop.asked or late):
-                    break
+        with bar:
+            while self.step < self.plan.steps and not self._agree_to_stop(stop.asked()):
                 self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:
                     self.save()
-        self.save()
-        return self.step == self.steps
+                if budget and budget.is_due(self.step, self.plan):
+                    if budget.reserve is None:
+                        budget.keep_for_the_end(leave)
+                    self._revise(budget, schedule)
+                    bar.total = self.plan.steps
+        return self.step == self.plan.steps
+
+    def _revise(self, budget: Budget, schedule: Schedule) -> None:
+        """Fit the plan to the time that is left; what has been drawn keeps its resolution."""
+        plan = distributed.from_main(budget.revise(self.step, self.plan))
+        views = self.recipe.views
+        drawn = range(self.step, schedule.drawn)
+        if any(views.at(plan.progress(step)) != views.at(self.plan.progress(step)) for step in drawn):
+            plan = self.plan.revised(schedule.drawn, max(plan.steps, schedule.drawn + 1))
+        self.plan = schedule.plan = plan
 
     def _agree_to_stop(self, wish: bool) -> bool:
         """Tell whether any process wishes to stop; several processes ask one another only between blocks of the log."""
@@ -126,7 +137,7 @@ class Trainer:
 
     def set_schedules(self) -> dict[str, float]:
         """Set learning rate and weight decay for the coming step; return all scheduled values."""
-        config, progress = self.recipe.optimizer, self.step / self.steps
+        config, progress = self.recipe.optimizer, self.plan.progress(self.step)
         rate = warmup_cosine(self.peak_learning_rate, config.learning_rate_end, config.warmup, progress)
         decay = cosine(*config.weight_decay, progress)
         for group in self.optimizer.param_groups:
@@ -140,7 +151,7 @@ class Trainer:
 
     def optimize(self, sample: Sample, teacher_momentum: float) -> dict[str, Tensor]:
         """Do one step on this process's share of a batch; return the metrics, still on the device."""
-        progress = self.step / self.steps
+        progress = self.plan.progress(self.step)
         parts = self.recipe.run.accumulate
         self.optimizer.zero_grad(set_to_none=True)
         collected: list[dict[str, Tensor]] = []
@@ -177,12 +188,12 @@ class Trainer:
         """Write what the log holds back, and a checkpoint."""
         self.log.flush()
         if self.world.is_main:
-            state = Checkpoint(self.step, dict(self.method.state_dict()), self._optimizer_state())
+            state = Checkpoint(self.step, self.plan, dict(self.method.state_dict()), self._optimizer_state())
             checkpoint.save(self.checkpoints, state, self.recipe.run.keep_checkpoints)
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        self.step = saved.step
+        self.step, self.plan = saved.step, saved.plan
         self.method.load_state_dict(saved.model)
         parameters = dict(self.method.student.named_parameters())
         for key, tensor in saved.optimizer.items():
@@ -229,25 +240,3 @@ def _parameter_groups(student: torch.nn.Module) -> list[dict[str, object]]:
     decayed = [parameter for parameter in parameters if parameter.ndim > 1]
     exempt = [parameter for parameter in parameters if parameter.ndim <= 1]
     return [{"params": decayed, "decayed": True}, {"params": exempt, "decayed": False}]
-
-
-class _Stop:
-    """While active, SIGTERM and Ctrl-C ask for an end after the current step; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._old: dict[int, Callable[..., object] | int | None] = {}
-
-    def __enter__(self) -> _Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True

@@ -91,6 +91,10 @@ class ViewsConfig:
         if self.local_views < 1:
             raise InputError(f"views.local_views must be at least 1, got {self.local_views}")
 
+    def phases(self) -> list[float]:
+        """Return where in the run the sizes change, its end last."""
+        return sorted({self.low_resolution, 1.0} - {0.0})
+
     def at(self, progress: float) -> ViewsConfig:
         """Return the settings in force when a share `progress` of the run is over."""
         if progress >= self.low_resolution:

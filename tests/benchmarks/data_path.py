@@ -24,7 +24,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from training import photometric
 from training.clips import ClipIndex
-from training.dataset import ClipViews
+from training.dataset import ClipViews, Place, Sample
 from training.extract import extract_all
 from training.frame_store import open_stores
 from training.methods.vfd import plan_views
@@ -64,10 +64,18 @@ class UsualLoader:
         return out
 
 
+class Ours:
+    def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
+        self.clips = ClipViews(index, recipe)
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.clips[Place(position, 1.0)]
+
+
 class OursWithColours:
     """Ours, with what the training device does."""
 
-    def __init__(self, clips: ClipViews) -> None:
+    def __init__(self, clips: Ours) -> None:
         self.clips = clips
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
@@ -98,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stores = open_stores(extract_all(args.videos, Path(folder), recipe.extract))
         index = ClipIndex(stores, recipe.clips, seed=0)
-        ours = ClipViews(index, recipe, length=10**6)
+        ours = Ours(index, recipe)
         loaders = {
             "usual, crops only": UsualLoader(index, recipe, colours=False),
             "ours, crops only": ours,

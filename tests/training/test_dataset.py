@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from training.clips import ClipIndex
-from training.dataset import ClipViews, load_batches
+from training.dataset import ClipViews, Place, Schedule, load_batches
 from training.distributed import World
 from training.frame_store import ExtractConfig, FrameStore, extract_video
+from training.plan import Plan
 from training.recipe import read_recipe
 from video_distilled_encoder.errors import InputError
 
@@ -18,7 +19,7 @@ def store(clip, tmp_path_factory):
 def batches(store, recipe, rank=0, size=1, start=0, steps=3):
     index = ClipIndex([store], recipe.clips, recipe.run.seed)
     world = World(rank, size, rank, torch.device("cpu"))
-    return list(load_batches(index, recipe, start=start, steps=steps, world=world))
+    return list(load_batches(index, recipe, Schedule(recipe, Plan.of(steps), start, world), world))
 
 
 def equal(one, other):
@@ -27,14 +28,14 @@ def equal(one, other):
     )
 
 
-def test_a_sample_is_a_function_of_seed_and_position_alone(store):
+def test_a_sample_is_a_function_of_seed_and_place_alone(store):
     recipe = read_recipe("smoke")
     index = ClipIndex([store], recipe.clips, recipe.run.seed)
-    clips = ClipViews(index, recipe, 100)
-    forward = [clips[position] for position in range(6)]
-    backward = [clips[position] for position in reversed(range(6))][::-1]
+    clips = ClipViews(index, recipe)
+    forward = [clips[Place(position, 0.5)] for position in range(6)]
+    backward = [clips[Place(position, 0.5)] for position in reversed(range(6))][::-1]
     assert all(equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert not equal(forward[0], clips[len(index)])  # the same index in the next epoch
+    assert not equal(forward[0], clips[Place(len(index), 0.5)])  # the same index in the next epoch
 
 
 def test_workers_starts_and_ranks_change_nothing(store):

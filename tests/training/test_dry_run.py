@@ -30,7 +30,7 @@ def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tm
 def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path, batch):
     recipe = read_recipe("smoke", [f"--run.batch_size={batch}", "--backbone.drop_path=0.0"])
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
-    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe, 32)
+    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     method = build_method(recipe, config)
     memory = expected_memory(recipe, clips, method, config, bf16=False)
@@ -52,7 +52,7 @@ def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path,
 def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
     recipe = read_recipe("smoke")
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
-    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe, 32)
+    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     method = build_method(recipe, config)
     forward = {"student": 0.0, "teacher": 0.0}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from training import checkpoint
 from training.initial_weights import start_from
+from training.log import read_log
 from training.pretrain import build_method, main, pretrain
 from training.recipe import RECIPES, read_recipe
 from training.yaml_files import names_in
@@ -101,13 +102,41 @@ def test_bf16_learns_as_fp32_does(losses, clip, frames, tmp_path, targets):
     assert losses(tmp_path / "bf16") != losses(tmp_path / "fp32")
 
 
-def test_max_time_writes_the_encoder_and_resume_finishes(losses, clip, frames, tmp_path, run):
-    out = tmp_path / "short"
-    pretrain([clip], out, read_recipe("smoke"), frames=frames, max_seconds=0.0)
-    assert losses(out) == []
+def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(run_command, clip, frames, tmp_path):
+    out = tmp_path / "timed"
+    words = ["--data", clip, "--frames", frames, "--out", out, "--recipe", "smoke", "--views.low_resolution=0.5"]
+    assert run_command(main, *words, "--max-time", "00:01:00") is None  # of a process that is some seconds old
+    rows = read_log(out / "log.jsonl")
+    plan = checkpoint.load_newest(out / "checkpoints").plan
+    assert len(rows) == plan.steps > 8
+    assert len(plan.knots) > 3
+    assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows)
+    assert rows[-1]["teacher_momentum"] == pytest.approx(1.0, abs=1e-3)
     Encoder.from_pretrained(out / "encoder")
-    pretrain([clip], out, read_recipe("smoke"), frames=frames, resume=True)
-    assert losses(out) == losses(run)
+
+
+def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--run.checkpoint_every=5", "--run.keep_checkpoints=99"])
+    pretrain([clip], whole, recipe, frames=frames, max_seconds=12.0)
+    saved = checkpoint.load_newest(whole / "checkpoints")
+    shutil.copytree(whole, cut)
+    early = cut / "checkpoints" / "step-00000005"
+    for path in early.parent.iterdir():
+        if path != early:
+            shutil.rmtree(path)
+    # the later revisions are not in the early checkpoint, and depend on the clock
+    state = json.loads((early / "state.json").read_text())
+    (early / "state.json").write_text(json.dumps({**state, "plan": saved.plan.knots}))
+    pretrain([clip], cut, recipe, frames=frames, resume=True)
+    assert losses(cut) == losses(whole)
+    weights = (cut / "encoder" / "model.safetensors").read_bytes()
+    assert weights == (whole / "encoder" / "model.safetensors").read_bytes()
+
+
+def test_a_time_too_short_to_begin_is_refused(clip, frames, tmp_path):
+    with pytest.raises(InputError, match=r"the time was over .* before training could begin; give more --max-time"):
+        pretrain([clip], tmp_path / "short", read_recipe("smoke"), frames=frames, max_seconds=0.0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(losses, clip, frames, tmp_path):

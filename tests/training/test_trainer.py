@@ -7,8 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from training import distributed
 from training.clips import ClipIndex
-from training.dataset import load_batches
+from training.dataset import Schedule, load_batches
 from training.frame_store import extract_video, open_stores
+from training.plan import Plan
 from training.pretrain import build_method
 from training.recipe import read_recipe
 from training.schedules import cosine, linear_warmup, warmup_cosine
@@ -67,7 +68,7 @@ def trainer_and_sample(clip, folder, device, *settings):
     config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
     trainer = Trainer(recipe, build_method(recipe, config), index, config, folder, world)
-    return trainer, next(load_batches(index, recipe, start=0, steps=2, world=world))
+    return trainer, next(load_batches(index, recipe, Schedule(recipe, Plan.of(2), 0, world), world))
 
 
 def test_a_step_does_not_wait_for_its_results(clip, tmp_path):

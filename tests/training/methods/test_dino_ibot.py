@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import ClipViews
+from training.dataset import ClipViews, Place
 from training.methods import ibot, load_method, method_names
 from training.pretrain import build_method
 from training.recipe import RECIPES, read_recipe
@@ -168,7 +168,7 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
             frame = np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8)
             return frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
-    sample = ClipViews(OneClip(), recipe, 1)[0]
+    sample = ClipViews(OneClip(), recipe)[Place(0, 0.5)]
     views = {group: view[None].double() / 255 for group, view in sample["views"].items()}
     views |= {f"{group}_mask": mask[None] for group, mask in sample["masks"].items()}
     total, metrics = method(views, progress=0.5)

@@ -1,0 +1,155 @@
+"""How far a run is at each step, and how its length follows from a time.
+
+A plan is a piecewise linear function from steps to progress, the share of the run that is over, by which every schedule
+goes. A run of known length has a plan of one piece. A run that is given a time measures its steps and revises the plan:
+past steps keep their progress, the others are spread anew so that progress is 1 when the time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+_SKIPPED = 2
+"""Steps at the start of a phase that are not measured: what is compiled or allocated then comes once."""
+_FIRST = 4
+"""Steps into a phase after which it is first measured."""
+_UNKNOWN_LENGTH = 1000
+"""Steps that a run is taken to have before any is measured."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Progress as a function of the step."""
+
+    knots: tuple[tuple[int, float], ...]
+    """(step, progress) from (0, 0) to (steps, 1), ascending; between them progress is linear."""
+
+    @classmethod
+    def of(cls, steps: int) -> Plan:
+        """Plan a run of so many steps."""
+        return cls(((0, 0.0), (steps, 1.0)))
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.knots[-1][0]
+
+    def progress(self, step: int) -> float:
+        """Return the share of the run that is over before `step`, in [0, 1]."""
+        if step >= self.steps:
+            return 1.0
+        number = next(n for n in reversed(range(len(self.knots))) if self.knots[n][0] <= step)
+        (first, low), (last, high) = self.knots[number], self.knots[number + 1]
+        return low + (high - low) * (step - first) / (last - first)
+
+    def revised(self, step: int, steps: int) -> Plan:
+        """Return the plan that is this one up to `step`, and from there goes straight to its end at `steps`."""
+        past = tuple(knot for knot in self.knots if knot[0] < step)
+        return Plan((*past, (step, self.progress(step)), (max(steps, step), 1.0)))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run in which all steps cost the same."""
+
+    end: float
+    """Progress at which it is over."""
+    cost: float
+    """Of a step, in any unit that all phases share; measured seconds take its place when it has begun."""
+
+
+class Budget:
+    """Revises a plan so that a run ends when its time does.
+
+    A phase is measured 4, 8, 16, … steps after it began, and again whenever the steps that remain have halved, so the
+    last revisions concern a step or two. What a phase costs that has not begun follows from the present one by `cost`.
+
+    Args:
+        seconds: what is left, now.
+        phases: of the run, in order; the last ends at 1.
+        clock: returns seconds.
+        wait: returns when the device has done what it was given, without which its time cannot be told.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        phases: Sequence[Phase],
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._clock = clock
+        self._wait = wait
+        self._phases = phases
+        self._deadline = clock() + seconds
+        self.reserve: float | None = None
+        """Seconds that the end of the run takes; None before that is known."""
+        self._phase: Phase | None = None
+        self._begun = 0
+        self._revised = 0
+        self._mark = (0, 0.0)
+
+    def left(self) -> float:
+        """Return the seconds that are left, those for the end of the run included."""
+        return self._deadline - self._clock()
+
+    def start(self) -> Plan:
+        """Return the plan of a run of which nothing is known yet."""
+        return Plan.of(_UNKNOWN_LENGTH)
+
+    def keep_for_the_end(self, leave: Callable[[], None]) -> None:
+        """Do once what will be done when training is over, and keep as much time for it."""
+        begin = self._clock()
+        leave()
+        self.reserve = self._clock() - begin
+        self._mark = (self._mark[0], self._mark[1] + self.reserve)
+
+    def is_due(self, step: int, plan: Plan) -> bool:
+        """Tell, after `step` steps, whether the plan is to be revised now; all processes come to the same answer."""
+        phase = self._at(plan.progress(max(step - 1, 0)))
+        if phase is not self._phase:
+            self._phase, self._begun, self._revised = phase, step - 1, step - 1
+        if step == self._begun + _SKIPPED:
+            self._set_mark(step)
+        into, before = step - self._begun, self._revised - self._begun
+        halved = 2 * (plan.steps - step) <= plan.steps - self._revised
+        return into >= _FIRST and step < plan.steps and (into >= 2 * before or halved)
+
+    def revise(self, step: int, plan: Plan) -> Plan:
+        """Return the plan whose end is nearest to that of the time, going by the steps since the last revision."""
+        assert self._phase is not None
+        seconds = self._set_mark(step)
+        progress = plan.progress(step)
+        # of the progress that is missing, the average step costs this many of the present phase's
+        begins = [0.0, *(phase.end for phase in self._phases)]
+        shares = [max(end - max(begin, progress), 0.0) for begin, end in pairwise(begins)]
+        ratio = sum(share * p.cost for share, p in zip(shares, self._phases, strict=True)) / self._phase.cost
+        remaining = (self.left() - (self.reserve or 0.0)) * (1 - progress) / (ratio * seconds)
+        self._revised = step
+        return plan.revised(step, step + max(round(remaining), 0))
+
+    def _at(self, progress: float) -> Phase:
+        return next((phase for phase in self._phases if progress < phase.end), self._phases[-1])
+
+    def _set_mark(self, step: int) -> float:
+        """Begin to measure at `step`; return the seconds of a step since that was last done."""
+        self._wait()
+        now = self._clock()
+        before, then = self._mark
+        self._mark = (step, now)
+        return (now - then) / max(step - before, 1)
+
+
+def age_of_process() -> float:
+    """Return the seconds since this process was started; 0 where the system does not tell."""
+    try:
+        # The 22nd field, counted after the name in brackets, which may hold spaces: ticks since the machine started.
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0

@@ -1,0 +1,35 @@
+"""Being asked to stop: SIGTERM and Ctrl-C end a run after its step, with all that a run leaves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_asked = False
+
+
+def asked() -> bool:
+    """Tell whether the process was asked to stop while it listened."""
+    return _asked
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within, the two signals are only noted; a second Ctrl-C ends the process at once. For commands alone."""
+    global _asked
+    _asked = False
+    old = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    global _asked
+    if _asked and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _asked = True
