@@ -132,7 +132,7 @@ def load_batches(index: ClipIndex, recipe: Recipe, schedule: Schedule, world: Wo
         workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
     loader = DataLoader(
         ClipViews(index, recipe),
-        batch_sampler=schedule,  # type: ignore[arg-type]
+        batch_sampler=schedule,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         prefetch_factor=4 if workers else None,

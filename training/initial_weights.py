@@ -2,36 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training import checkpoint
+from training import checkpoint, handover
 from training.methods.base import Method
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError
 
 
-def start_from(name: str, method: Method) -> None:
+class Start(NamedTuple):
+    """What a run began with."""
+
+    text: str
+    """In words."""
+    runs: list[dict[str, Any]]
+    """The runs that led there, as far as is known."""
+
+
+def start_from(name: str, method: Method) -> Start:
     """Take weights in place of random ones, in float32.
 
     Args:
-        name: a run directory, whose heads and centres are taken too if the method has the same; a model directory, a
-            release or a Hub name, `timm/vit_small_patch16_224.dino` among them; or a .safetensors file with timm's
-            names.
+        name: a run directory, or the `handover/` of one, whose heads and centres are taken too if the method has the
+            same; a model directory, a release or a Hub name, `timm/vit_small_patch16_224.dino` among them; or a
+            .safetensors file with timm's names.
         method: student and teacher that receive them.
 
     Raises:
         InputError: there are no such weights, or they are of another architecture.
     """
-    run = Path(name)
-    saved = checkpoint.load_newest(run / "checkpoints")
-    if saved is not None and saved.model.keys() == method.state_dict().keys():
-        model_directory.load_strictly(method, saved.model, run / "checkpoints")
-        return
-    state = read_backbone(run / "encoder" if saved is not None else run)
+    found = _read_run(Path(name))
+    if found is None:
+        _take_backbone(read_backbone(Path(name)), method, name)
+        return Start(f"starting from {name}: the backbone", [])
+    state, runs = found
+    different = _first_difference(state, method.state_dict())
+    if different is None:
+        model_directory.load_strictly(method, state, name)
+        return Start(f"starting from {name}: all that its run learnt", runs)
+    _take_backbone(handover.backbone_of(state), method, name)
+    return Start(f"starting from {name}: the backbone alone, for {different} is another here", runs)
+
+
+def _read_run(folder: Path) -> tuple[Mapping[str, Tensor], list[dict[str, Any]]] | None:
+    """Return a method's state from a run's newest checkpoint, or from what it left for the next run."""
+    inside = folder / handover.FOLDER
+    left = next((path for path in (folder, inside) if handover.is_handover(path)), None)
+    saved = checkpoint.load_newest(folder / "checkpoints")
+    if saved is not None:
+        return saved.model, handover.read(left).runs if left else []
+    if left is None:
+        return None
+    found = handover.read(left)
+    return found.state, found.runs
+
+
+def _first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor that only one of two has, or that has another shape."""
+    names = [*expected, *state]
+    return next((n for n in names if n not in state or n not in expected or state[n].shape != expected[n].shape), None)
+
+
+def _take_backbone(state: Mapping[str, Tensor], method: Method, name: str) -> None:
     model_directory.load_strictly(method.student.backbone, state, name)
     method.start_teacher()
 

@@ -66,8 +66,9 @@ class Phase:
 class Budget:
     """Revises a plan so that a run ends when its time does.
 
-    A phase is measured 4, 8, 16, … steps after it began, and again whenever the steps that remain have halved, so the
-    last revisions concern a step or two. What a phase costs that has not begun follows from the present one by `cost`.
+    A phase is measured 4, 8, 16, … steps after it began, whenever the steps that remain have halved, so that the last
+    revisions concern a step or two, and when steps have become much slower. What a phase costs that has not begun
+    follows from the present one by `cost`.
 
     Args:
         seconds: what is left, now.
@@ -86,13 +87,15 @@ class Budget:
         self._clock = clock
         self._wait = wait
         self._phases = phases
+        self._seconds = seconds
         self._deadline = clock() + seconds
         self.reserve: float | None = None
         """Seconds that the end of the run takes; None before that is known."""
         self._phase: Phase | None = None
         self._begun = 0
         self._revised = 0
-        self._mark = (0, 0.0)
+        self._mark = (0, clock())
+        self._pace = float("inf")
 
     def left(self) -> float:
         """Return the seconds that are left, those for the end of the run included."""
@@ -120,6 +123,12 @@ class Budget:
         halved = 2 * (plan.steps - step) <= plan.steps - self._revised
         return into >= _FIRST and step < plan.steps and (into >= 2 * before or halved)
 
+    def is_late(self, step: int) -> bool:
+        """Tell whether the steps since the last revision took twice as long as planned; processes may differ."""
+        before, then = self._mark
+        late = self._clock() - then - 2 * self._pace * (step - before)
+        return late > 0.01 * self._seconds
+
     def revise(self, step: int, plan: Plan) -> Plan:
         """Return the plan whose end is nearest to that of the time, going by the steps since the last revision."""
         assert self._phase is not None
@@ -130,7 +139,7 @@ class Budget:
         shares = [max(end - max(begin, progress), 0.0) for begin, end in pairwise(begins)]
         ratio = sum(share * p.cost for share, p in zip(shares, self._phases, strict=True)) / self._phase.cost
         remaining = (self.left() - (self.reserve or 0.0)) * (1 - progress) / (ratio * seconds)
-        self._revised = step
+        self._revised, self._pace = step, seconds
         return plan.revised(step, step + max(round(remaining), 0))
 
     def _at(self, progress: float) -> Phase:

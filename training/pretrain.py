@@ -2,8 +2,9 @@
 
 The run directory holds recipe.yaml (every setting), run.json (data and machine), views.png (the first clips as the
 network sees them), log.jsonl and tensorboard/ (every step), curves.png, checkpoints/ and, at the end, encoder/: the
-teacher's backbone as a model directory for `Encoder.from_pretrained`, timm and transformers. Under torchrun or
-accelerate launch the same command uses every GPU of every node.
+teacher's backbone as a model directory for `Encoder.from_pretrained`, timm and transformers, with handover/, what the
+next run needs to go on (`--init-from DIR`). Under torchrun or accelerate launch the same command uses every GPU of
+every node.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
-from training import checkpoint, distributed, stop
+from training import checkpoint, distributed, handover, stop
 from training.clips import ClipIndex
 from training.curves import plot_curves
 from training.dataset import ClipViews, share_of_batch
@@ -58,6 +60,7 @@ def main() -> None:
             resume=args.resume,
             max_seconds=None if args.max_time is None else args.max_time - age_of_process(),
             skip_unreadable=args.skip_unreadable,
+            shard_mib=args.shard_size,
         )
 
 
@@ -70,6 +73,7 @@ def pretrain(
     resume: bool = False,
     max_seconds: float | None = None,
     skip_unreadable: bool = False,
+    shard_mib: float = handover.SHARD_MIB,
 ) -> bool:
     """Extract the videos, train, and write the encoder as the model directory `out/encoder`.
 
@@ -82,6 +86,7 @@ def pretrain(
         max_seconds: how long all this may take; the recipe's length does not count then, and all schedules end when
             the time does. Without it, a run that is resumed keeps the plan that it had.
         skip_unreadable: leave out videos that cannot be read, instead of stopping at the first.
+        shard_mib: largest size of a file of `out/handover`.
 
     Returns:
         Whether the last step was reached: not if the process was asked to stop.
@@ -95,7 +100,7 @@ def pretrain(
     world = distributed.start(recipe.run.device)
     try:
         stores = extract_once(world, data, frames or default_root(), recipe, skip_unreadable)
-        return train(out, recipe, world, open_stores(stores), resume, deadline)
+        return train(out, recipe, world, open_stores(stores), resume, deadline, shard_mib)
     finally:
         distributed.stop()
 
@@ -137,7 +142,13 @@ def extract_once(
 
 
 def train(
-    out: Path, recipe: Recipe, world: World, stores: Sequence[FrameStore], resume: bool, deadline: float | None
+    out: Path,
+    recipe: Recipe,
+    world: World,
+    stores: Sequence[FrameStore],
+    resume: bool,
+    deadline: float | None,
+    shard_mib: float,
 ) -> bool:
     """Train on frame stores and write the run directory; tell whether the last step was reached."""
     share_of_batch(recipe, world)  # what cannot work is refused before anything is written
@@ -145,14 +156,17 @@ def train(
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
-    if recipe.run.init_from:
-        start_from(recipe.run.init_from, method)
+    saved = checkpoint.load_newest(out / "checkpoints") if resume else None
+    before = read_facts(out)["runs_before"] if saved else []
+    if recipe.run.init_from and not saved:
+        text, before = start_from(recipe.run.init_from, method)
+        world.say(text)
     if world.is_main:
-        start_directory(out, recipe, index, world)
+        start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()
     phases = [] if deadline is None else find_phases(recipe, index, method, config)
     trainer = Trainer(recipe, method, index, config, out, world)
-    if resume and (saved := checkpoint.load_newest(out / "checkpoints")):
+    if saved:
         trainer.resume(saved)
     if recipe.clips.in_memory and trainer.step < trainer.plan.steps:
         keep_all_in_memory(stores)
@@ -174,6 +188,9 @@ def train(
             plot_curves(trainer.log.path, out / "curves.png")
             card = run_card(recipe, trainer.step, len(stores), hours)
             Encoder(method.teacher.backbone, config, card).save_pretrained(out / "encoder")
+            run = {"method": recipe.method, "steps": trainer.step, "clips": trainer.step * recipe.run.batch_size}
+            architecture = recipe.backbone.architecture
+            handover.write(out / handover.FOLDER, method, architecture, [*before, run], shard_mib)
 
     try:
         finished = trainer.run(budget, leave)
@@ -213,7 +230,9 @@ def start_budget(deadline: float, phases: Sequence[Phase], world: World) -> Budg
     return Budget(left, phases, wait=lambda: distributed.synchronize(world.device))
 
 
-def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -> None:
+def start_directory(
+    out: Path, recipe: Recipe, index: ClipIndex, world: World, before: Sequence[dict[str, Any]]
+) -> None:
     """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -224,9 +243,23 @@ def start_directory(out: Path, recipe: Recipe, index: ClipIndex, world: World) -
         "different_clips": len(index),
         "device": f"{world.size} x {device}" if world.size > 1 else device,
         "torch": torch.__version__,
+        "runs_before": before,
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
+
+
+def read_facts(out: Path) -> dict[str, Any]:
+    """Return what `run.json` says of a run.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        return {"runs_before": [], **facts}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{out / 'run.json'} cannot be read ({error}); it says what the run began with") from error
 
 
 def hours_of(index: ClipIndex) -> float:
@@ -251,6 +284,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init-from", help="the same as --run.init_from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--max-time", type=parse_duration, help="length of the run, HH:MM:SS, in place of the recipe's")
+    parser.add_argument(
+        "--shard-size", type=float, default=handover.SHARD_MIB, metavar="MIB", help="largest file of OUT/handover"
+    )
     parser.add_argument("--dry-run", action="store_true", help="describe the run and draw its views instead")
     parser.add_argument("--frames", type=Path, help=f"folder of the frame stores, if not {default_root()}")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")

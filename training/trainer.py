@@ -95,11 +95,11 @@ class Trainer:
             disable=not self.world.is_main,
         )
         with bar:
-            while self.step < self.plan.steps and not self._agree_to_stop(stop.asked()):
+            while self.step < self.plan.steps and not self._any_process(stop.asked()):
                 self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:
                     self.save()
-                if budget and budget.is_due(self.step, self.plan):
+                if budget and (budget.is_due(self.step, self.plan) or self._any_process(budget.is_late(self.step))):
                     if budget.reserve is None:
                         budget.keep_for_the_end(leave)
                     self._revise(budget, schedule)
@@ -115,11 +115,11 @@ class Trainer:
             plan = self.plan.revised(schedule.drawn, max(plan.steps, schedule.drawn + 1))
         self.plan = schedule.plan = plan
 
-    def _agree_to_stop(self, wish: bool) -> bool:
-        """Tell whether any process wishes to stop; several processes ask one another only between blocks of the log."""
+    def _any_process(self, flag: bool) -> bool:
+        """Tell whether the flag is set in any process; several ask one another only between blocks of the log."""
         if self.world.size > 1 and self.step % self.recipe.run.log_every:
             return False
-        return distributed.any_process(wish, self.world.device)
+        return distributed.any_process(flag, self.world.device)
 
     def _train_step(self, batches: Iterator[Sample], bar: tqdm) -> None:
         begin = time.perf_counter()

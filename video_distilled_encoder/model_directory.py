@@ -169,15 +169,21 @@ def _verify(directory: Path, names: tuple[str, ...]) -> None:
     if not (directory / CHECKSUMS).is_file():
         warnings.warn(f"{directory} has no {CHECKSUMS}: its weights are loaded unchecked", stacklevel=4)
         return
-    sums: dict[str, str] = {}
-    for line in (directory / CHECKSUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        sums[name] = digest
+    sums = read_checksums(directory)
     for name in names:
         if name not in sums:
             raise InputError(f"{directory / CHECKSUMS} does not list {name}; download or save the directory again")
         if sha256(directory / name) != sums[name]:
             raise InputError(f"{directory / name} does not match its checksum in {CHECKSUMS}; fetch or save it again")
+
+
+def read_checksums(directory: Path) -> dict[str, str]:
+    """Return what a directory's SHA256SUMS says, by file name."""
+    sums: dict[str, str] = {}
+    for line in (directory / CHECKSUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        sums[name] = digest
+    return sums
 
 
 def weights_sha256(directory: Path) -> str:

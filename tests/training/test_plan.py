@@ -46,7 +46,7 @@ def simulate(seconds, step_seconds, phases, end=0.0):
         progress.append(plan.progress(step))
         now += step_seconds(step, progress[-1])
         step += 1
-        if budget.is_due(step, plan):
+        if budget.is_due(step, plan) or budget.is_late(step):
             if budget.reserve is None:
                 budget.keep_for_the_end(leave)
             plan, revisions = budget.revise(step, plan), revisions + 1
@@ -67,6 +67,7 @@ def noisy(step, progress):
         lambda step, progress: 20.0 if step == 0 else 0.3,  # compiling
         lambda step, progress: 0.2 * (1 + 2 * progress),  # growing slower
         lambda step, progress: 0.05 if step % 50 else 1.0,  # checkpoints
+        lambda step, progress: 0.05 if progress < 0.5 else 1.0,  # the machine is shared from here on
     ],
 )
 def test_a_run_ends_when_its_time_does(seconds, step_seconds):
