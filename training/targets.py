@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from training import distributed
-from training.loss import chunk_of
+from training.compiling import compile_on_gpu
+from training.loss import chunk_of, dtype_of_products, product
 from video_distilled_encoder.errors import InputError
 
 TargetKind = Literal["centering", "sinkhorn_knopp"]
@@ -71,7 +72,8 @@ def sinkhorn_bias(
 
     The algorithm scales columns and rows of exp(z / tau) in turn, `iterations` times, rows last; in logarithms
     b_d = logsumexp_m(z_md / tau - a_m) and a_m = logsumexp_d(z_md / tau - b_d). Going through the tokens in chunks,
-    each round takes a and the next b from the same logits.
+    each round takes a and the next b from the same logits: two passes over them a round where the rounds are compiled,
+    and 7 where not.
 
     Args:
         teacher: (M, E).
@@ -81,14 +83,31 @@ def sinkhorn_bias(
         chunk: tokens whose logits exist at one time; as many as have 2^26 logits if not given.
     """
     wide = torch.promote_types(teacher.dtype, torch.float32)
-    bias: Tensor | None = None
-    for _ in range(iterations):
-        total = torch.full((len(prototypes),), -torch.inf, dtype=wide, device=teacher.device)
-        for rows in teacher.split(chunk or chunk_of(len(prototypes))):
-            scores = (rows @ prototypes.T).to(wide) / temperature
-            if bias is not None:
-                scores = scores - torch.logsumexp(scores - bias, dim=1, keepdim=True)
-            total = torch.logaddexp(total, torch.logsumexp(scores, dim=0))
-        bias = distributed.logsumexp(total)
-    assert bias is not None
-    return bias
+    dtype = dtype_of_products(teacher)
+    with torch.autocast(teacher.device.type, enabled=False):
+        scaled, columns = (teacher.to(wide) / temperature).to(dtype), prototypes.to(dtype).T
+        parts = scaled.split(chunk or chunk_of(len(prototypes)))
+        sums = [_sum_columns(product(part, columns)) for part in parts]
+        bias = distributed.logsumexp(torch.logsumexp(torch.stack(sums), dim=0))
+        for _ in range(iterations - 1):
+            used = torch.stack([_use_of_columns(product(part, columns), bias) for part in parts]).sum(0)
+            bias = distributed.logsumexp(bias + used.log())
+        return bias
+
+
+@compile_on_gpu
+def _sum_columns(scores: Tensor) -> Tensor:
+    """(m, D) -> (D,) logarithms of the sums of exp(scores)."""
+    return torch.logsumexp(scores, dim=0)
+
+
+@compile_on_gpu
+def _use_of_columns(scores: Tensor, bias: Tensor) -> Tensor:
+    """(m, D) scores, (D,) bias -> (D,) sums of the rows' softmax(scores - bias); the scores are overwritten.
+
+    No sum is 0: as `bias` is the columns' logsumexp of the scores, less a number for each row, one row at least holds
+    a column's share of 1/M.
+    """
+    shifted = scores.sub_(bias)
+    shares = shifted.sub_(shifted.amax(dim=1, keepdim=True)).exp_()
+    return (1 / shares.sum(1)) @ shares

@@ -36,12 +36,16 @@ def launch(*arguments):
     )
 
 
-@pytest.mark.parametrize("targets", ["centering", "sinkhorn_knopp"])
-def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, targets):
-    option = f"--objective.targets={targets}"
+@pytest.mark.parametrize(
+    ("method", "targets"), [("vfd", "centering"), ("vfd", "sinkhorn_knopp"), ("ibot", "centering")]
+)
+def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, method, targets):
+    options = [f"--objective.targets={targets}"]
+    if method == "ibot":
+        options += ["--recipe", "smoke", "ibot", "--views.local_views=2", "--objective.head.prototypes=64"]
     launchers = ("none", "torchrun")
     for launcher in launchers:
-        result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, option)
+        result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, *options)
         assert result.returncode == 0, result.stderr
     one, two = (torch.tensor(losses(tmp_path / launcher)) for launcher in launchers)
     assert len(one) == 20

@@ -119,6 +119,7 @@ class Method(nn.Module, ABC):
         metrics: dict[str, Tensor],
         *,
         weights: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
         """Return the cross-entropy of the student's tokens with the teacher's.
 
@@ -129,6 +130,8 @@ class Method(nn.Module, ABC):
             progress: share of the run that is over.
             metrics: receives the statistics of the targets.
             weights: (...,) weight of each of the student's tokens; they sum to 1. The plain mean if not given.
+            chosen: (..., k) which of the teacher's (..., N, C) tokens the student's (..., k, C) are compared with; all
+                of them balance the targets.
         """
         if kind == "cls":
             student_head, teacher_head, balance = self.student.head, self.teacher.head, self.cls_balance
@@ -136,14 +139,16 @@ class Method(nn.Module, ABC):
             student_head, teacher_head, balance = self.student.patch_head, self.teacher.patch_head, self.patch_balance
         temperature = self.teacher_temperature(progress)
         with torch.no_grad():
-            teacher = teacher_head.project(tokens.flatten(0, -2))
+            teacher = teacher_head.project(tokens)
             prototypes = teacher_head.weight()
-            bias = balance(teacher, prototypes, temperature)
+            bias = balance(teacher.flatten(0, -2), prototypes, temperature)
+            if chosen is not None:
+                teacher = torch.take_along_dim(teacher, chosen[..., None], dim=-2)
         student = student_head.project(predicted.flatten(0, -2))
         result = distill(
             student,
             student_head.weight(),
-            teacher.repeat_interleave(len(student) // len(teacher), 0),
+            teacher.flatten(0, -2),
             prototypes,
             bias,
             student_temperature=self._settings.student_temperature,

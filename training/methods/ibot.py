@@ -101,6 +101,11 @@ class Method(BaseMethod):
             raise InputError(f"ibot takes clips of 1 frame, or 2 for time-aug; clips.frames is {recipe.clips.frames}")
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.patch_weight = objective.patch_weight
+        self.mask_share = objective.mask_share
+
+    def most_masked(self, patches: int) -> int:
+        """Return how many of a view's patches are masked at most."""
+        return min(math.ceil(self.mask_share[1] * patches), patches)
 
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
         """Add the loss between views and `patch_weight` times that of the masked patches."""
@@ -113,10 +118,19 @@ class Method(BaseMethod):
         metrics: dict[str, Tensor] = {}
         learnt_cls = torch.cat([learnt_BVNC[:, :, 0], local_BVC], dim=1)
         global_ = self.distill("cls", dino.pair_views(learnt_cls), taught_BVNC[:, :, 0], progress, metrics)
-        # Each view's masked patches count alike, however many they are; a view without any counts nothing.
-        weights = mask_BVN / mask_BVN.sum(-1, keepdim=True).clamp(min=1) / mask_BVN[..., 0].numel()
+        # Each view's masked patches count alike, however many they are; a view without any counts nothing. The head
+        # sees as many patches of each view as are masked at most, of which the others weigh nothing.
+        weights_BVN = mask_BVN / mask_BVN.sum(-1, keepdim=True).clamp(min=1) / mask_BVN[..., 0].numel()
+        weights_BVk, chosen_BVk = weights_BVN.topk(self.most_masked(mask_BVN.shape[-1]), dim=-1, sorted=False)
+        masked_BVkC = torch.take_along_dim(learnt_BVNC[:, :, 1:], chosen_BVk[..., None], dim=2)
         patches = self.distill(
-            "patch", learnt_BVNC[:, :, 1:], taught_BVNC[:, :, 1:], progress, metrics, weights=weights
+            "patch",
+            masked_BVkC,
+            taught_BVNC[:, :, 1:],
+            progress,
+            metrics,
+            weights=weights_BVk,
+            chosen=chosen_BVk,
         )
         metrics |= {"global_loss": global_.detach(), "dense_loss": patches.detach()}
         return Losses(global_ + self.patch_weight * patches, metrics)
