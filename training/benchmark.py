@@ -24,11 +24,12 @@ from training.clips import ClipIndex
 from training.dataset import Schedule, load_batches
 from training.distributed import World
 from training.extract import extract_all
-from training.frame_store import keep_all_in_memory, open_stores
+from training.frame_store import open_stores
 from training.log import read_log
 from training.plan import Plan
-from training.pretrain import build_method
+from training.pretrain import build_method, load_frames
 from training.recipe import Recipe, parse_settings
+from training.resident import ResidentFrames
 from training.trainer import Trainer
 from video_distilled_encoder.errors import command
 from video_distilled_encoder.model_config import ModelConfig
@@ -58,12 +59,11 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
         stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract))
         extracted = sum(map(len, stores)) / (time.perf_counter() - start)
         index = ClipIndex(stores, recipe.clips, recipe.run.seed)
-        if recipe.clips.in_memory:
-            keep_all_in_memory(stores)
         world = distributed.start(recipe.run.device)
+        frames = load_frames(recipe, stores, world)
         recipe = _shortened(recipe, steps)
         loaded = _clips_loaded(recipe, index, world)
-        trained = time_training(recipe, index, world, steps)
+        trained = time_training(recipe, index, world, steps, frames)
     return {
         "recipe": {"method": recipe.method, "batch_size": recipe.run.batch_size, "workers": recipe.run.workers},
         "device": distributed.device_name(world.device.type),
@@ -84,13 +84,15 @@ def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
     return count / (time.perf_counter() - start)
 
 
-def time_training(recipe: Recipe, index: ClipIndex, world: World, steps: int) -> dict[str, float]:
+def time_training(
+    recipe: Recipe, index: ClipIndex, world: World, steps: int, frames: ResidentFrames | None
+) -> dict[str, float]:
     """Train for a few steps; return rates, the share of time spent waiting for data, and the peak memory."""
     recipe = _shortened(recipe, steps)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, build_method(recipe, config), index, config, Path(folder), world)
+        trainer = Trainer(recipe, build_method(recipe, config), index, config, Path(folder), world, frames)
         trainer.run()
         rows = read_log(trainer.log.path)[_WARM_UP:]
     seconds, waited = (sum(row[name] for row in rows) for name in ("seconds", "data_wait"))

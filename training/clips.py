@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -23,8 +24,9 @@ class ClipsConfig:
     balance: float = 0.0
     """How evenly the folders of videos are drawn from: 0, every clip as often as another; 1, every folder as often as
     another, however many clips it holds; between, a folder of n clips in proportion to n^(1 - balance)."""
-    in_memory: bool = False
-    """Keep all decoded frames in memory, for data that fit: no frame is decoded twice."""
+    in_memory: bool | Literal["device"] = False
+    """Keep all decoded frames in memory, for data that fit: no frame is decoded twice. `device`: in the memory of the
+    device that trains, which then cuts the views as well."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride <= 0:

@@ -19,7 +19,8 @@ from training.methods import load_method
 from training.photometric import draw_parameters
 from training.plan import Plan
 from training.recipe import Recipe
-from training.views import cut_all
+from training.resident import table_of
+from training.views import View, cut_all
 from video_distilled_encoder.errors import InputError
 
 
@@ -27,7 +28,7 @@ class Sample(TypedDict):
     """Views of a clip; batched, each tensor gets a leading batch dimension."""
 
     views: dict[str, Tensor]
-    """Per group (n, 3, size, size) uint8."""
+    """Per group (n, 3, size, size) uint8; where the device cuts them, (n, 7) int64, see `resident.table_of`."""
     photometric: dict[str, Tensor]
     """Per group (n, 11) float32, see `training.photometric.draw_parameters`."""
     masks: dict[str, Tensor]
@@ -49,24 +50,37 @@ class ClipViews(Dataset[Sample]):
     Args:
         index: the clips.
         recipe: all settings.
+        resident: say where in the resident frames the views are, and leave cutting to the device.
     """
 
-    def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
+    def __init__(self, index: ClipIndex, recipe: Recipe, resident: bool = False) -> None:
         self.index = index
         self.recipe = recipe
+        self.resident = resident
         self.plan_views = load_method(recipe.method).plan_views
 
     def __getitem__(self, place: Place) -> Sample:
         position, progress = place
-        recipe = replace(self.recipe, views=self.recipe.views.at(progress))
+        now = self.recipe.views.at(progress)
+        colours = self.recipe.photometric.scaled(now.global_size / self.recipe.views.global_size)
+        recipe = replace(self.recipe, views=now, photometric=colours)
         rng = np.random.default_rng([recipe.run.seed, 1, position])
         store, numbers = self.index[position]
         views = self.plan_views(rng, store.size, recipe)
-        pixels = cut_all(lambda frame, box: store.read(int(numbers[frame]), box), views, recipe.views)
-        groups = {group: [view for view in views if view.group == group] for group in pixels}
+        groups: dict[str, list[View]] = {}
+        for view in views:
+            groups.setdefault(view.group, []).append(view)
+        if self.resident:
+            first = store.first_resident
+            pixels = {
+                group: table_of(found, [first + int(numbers[view.frame]) for view in found], now.size_of(group))
+                for group, found in groups.items()
+            }
+        else:
+            pixels = cut_all(lambda frame, box: store.read(int(numbers[frame]), box), views, now)
         parameters = {group: draw_parameters(rng, found, recipe.photometric) for group, found in groups.items()}
         masks = {
-            group: np.stack([view.mask for view in found])
+            group: np.stack([view.mask for view in found if view.mask is not None])
             for group, found in groups.items()
             if found[0].mask is not None
         }
@@ -127,16 +141,19 @@ class Schedule:
 
 def load_batches(index: ClipIndex, recipe: Recipe, schedule: Schedule, world: World) -> Iterator[Sample]:
     """Yield this process's share of the batches that a schedule names."""
+    in_memory = recipe.clips.in_memory
     workers = recipe.run.workers
     if workers is None:
         workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
     loader = DataLoader(
-        ClipViews(index, recipe),
+        ClipViews(index, recipe, resident=in_memory == "device"),
         batch_sampler=schedule,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        # forked workers share what is in memory
+        multiprocessing_context="fork" if in_memory and workers else None,
     )
     return iter(loader)
 

@@ -16,16 +16,13 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from training import jpeg
 from training.box import Box
@@ -131,7 +128,10 @@ class FrameStore:
         self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
         self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)
         self._file: io.FileIO | None = None
-        self._pixels: Tensor | None = None
+        self.pixels: Tensor | None = None
+        """(F, H, W, 3) uint8 of all frames, where they are in memory (`training.resident`)."""
+        self.first_resident = 0
+        """Number of the first frame among all resident ones."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -141,40 +141,21 @@ class FrameStore:
 
     def read(self, index: int, box: Box | None = None) -> np.ndarray:
         """Return frame `index`, or a region of it, as (H, W, 3) uint8 RGB."""
-        if self._pixels is not None:
-            frame = self._pixels[index].numpy()
-            return frame if box is None else frame[box.top : box.top + box.height, box.left : box.left + box.width]
+        if self.pixels is None:
+            return self.decode(index, box)
+        frame = self.pixels[index].numpy()
+        return frame if box is None else frame[box.top : box.top + box.height, box.left : box.left + box.width]
+
+    def decode(self, index: int, box: Box | None = None) -> np.ndarray:
+        """Read frame `index`, or a region of it, from the file."""
         if self._file is None:
             self._file = io.FileIO(self.path)
         data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
         return jpeg.decode(data, box)
 
     def bytes_in_memory(self) -> int:
-        """Return how much memory `keep_in_memory` takes."""
+        """Return how much memory all frames take decoded."""
         return len(self) * self.size[0] * self.size[1] * 3
-
-    def keep_in_memory(self) -> None:
-        """Decode all frames now, into memory that worker processes share."""
-        frames = torch.from_numpy(np.stack([self.read(index) for index in range(len(self))]))
-        self._pixels = frames.share_memory_()
-
-
-def keep_all_in_memory(stores: Sequence[FrameStore]) -> None:
-    """Decode the frames of all stores into shared memory, in parallel.
-
-    Raises:
-        InputError: they do not fit.
-    """
-    needed = sum(store.bytes_in_memory() for store in stores)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > 0.8 * free:
-        raise InputError(
-            f"the frames take {needed / 2**30:.1f} GiB decoded and {free / 2**30:.1f} GiB of memory are free; "
-            "leave clips.in_memory out, or lower extract.fps or extract.short_side"
-        )
-    with ThreadPoolExecutor() as pool, tqdm(total=len(stores), desc="decode", unit="video", dynamic_ncols=True) as bar:
-        for _ in pool.map(FrameStore.keep_in_memory, stores):
-            bar.update()
 
 
 def open_stores(stores: Mapping[Path, str]) -> list[FrameStore]:

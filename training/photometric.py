@@ -9,7 +9,7 @@ blur, solarisation, normalisation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,6 +58,11 @@ class PhotometricConfig:
             raise InputError(f"photometric.hue must lie in [0, 0.5], got {self.hue}")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise InputError(f"photometric.blur_sigma must be 0 < low <= high, got {list(self.blur_sigma)}")
+
+    def scaled(self, share: float) -> PhotometricConfig:
+        """Return the settings for views whose side is a share of the usual: a blur as wide in proportion."""
+        low, high = self.blur_sigma
+        return replace(self, blur_sigma=(low * share, high * share))
 
 
 def draw_parameters(rng: np.random.Generator, views: Sequence[View], config: PhotometricConfig) -> np.ndarray:

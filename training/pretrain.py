@@ -31,12 +31,13 @@ from training.dataset import ClipViews, share_of_batch
 from training.distributed import World
 from training.dry_run import flops_per_clip, report
 from training.extract import default_root, extract_all
-from training.frame_store import FrameStore, keep_all_in_memory, open_stores
+from training.frame_store import FrameStore, open_stores
 from training.initial_weights import start_from
 from training.methods import load_method
 from training.methods.base import Method
 from training.plan import Budget, Phase, age_of_process
 from training.recipe import Recipe, parse_settings, read_recipe
+from training.resident import ResidentFrames
 from training.sheet import draw_sheet
 from training.trainer import Trainer
 from video_distilled_encoder import Encoder
@@ -165,11 +166,10 @@ def train(
         start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()
     phases = [] if deadline is None else find_phases(recipe, index, method, config)
-    trainer = Trainer(recipe, method, index, config, out, world)
+    frames = load_frames(recipe, stores, world)
+    trainer = Trainer(recipe, method, index, config, out, world, frames)
     if saved:
         trainer.resume(saved)
-    if recipe.clips.in_memory and trainer.step < trainer.plan.steps:
-        keep_all_in_memory(stores)
     budget = None if deadline is None else start_budget(deadline, phases, world)
     if budget and trainer.step == 0:
         trainer.plan = budget.start()
@@ -204,6 +204,15 @@ def train(
     if not finished:
         world.say(f"stopped after step {trainer.step} of {trainer.plan.steps}; --resume goes on")
     return finished
+
+
+def load_frames(recipe: Recipe, stores: Sequence[FrameStore], world: World) -> ResidentFrames | None:
+    """Decode all frames now, if the recipe says so; return them if they are on the device."""
+    if not recipe.clips.in_memory:
+        return None
+    on_device = recipe.clips.in_memory == "device"
+    frames = ResidentFrames(stores, world.device if on_device else torch.device("cpu"))
+    return frames if on_device else None
 
 
 def find_phases(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig) -> list[Phase]:

@@ -19,6 +19,7 @@ from training.log import Log
 from training.methods.base import Method
 from training.plan import Budget, Plan
 from training.recipe import Recipe
+from training.resident import ResidentFrames
 from training.schedules import cosine, warmup_cosine
 from video_distilled_encoder.model_config import ModelConfig
 
@@ -36,6 +37,7 @@ class Trainer:
         model_config: mean and standard deviation of the pixels.
         out: the run directory; receives the log and `checkpoints/`.
         world: this process among its peers.
+        frames: on the device, if that cuts the views (`clips.in_memory: device`).
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class Trainer:
         model_config: ModelConfig,
         out: Path,
         world: World,
+        frames: ResidentFrames | None = None,
     ) -> None:
         self.recipe = recipe
         self.method = method.to(world.device).train()
         self.index = index
+        self.frames = frames
         self.mean = torch.tensor(model_config.mean, device=world.device)
         self.std = torch.tensor(model_config.std, device=world.device)
         self.world = world
@@ -176,7 +180,9 @@ class Trainer:
     def augment(self, sample: Sample) -> dict[str, Tensor]:
         """Turn uint8 views into what a method takes: per group (B, n, 3, H, W) augmented, normalised pixels; masks."""
         pixels = {
-            group: photometric.apply(views, sample["photometric"][group], self.mean, self.std)
+            group: photometric.apply(
+                self.frames.cut(views) if self.frames else views, sample["photometric"][group], self.mean, self.std
+            )
             for group, views in sample["views"].items()
         }
         masks = {

@@ -91,6 +91,10 @@ class ViewsConfig:
         if self.local_views < 1:
             raise InputError(f"views.local_views must be at least 1, got {self.local_views}")
 
+    def size_of(self, group: str) -> int:
+        """Return the side of a group's views in pixels."""
+        return {"global": self.global_size, "local": self.local_size}[group]
+
     def phases(self) -> list[float]:
         """Return where in the run the sizes change, its end last."""
         return sorted({self.low_resolution, 1.0} - {0.0})
@@ -159,11 +163,10 @@ def cut_all(read: Callable[[int, Box], np.ndarray], views: Sequence[View], confi
     Returns:
         The views of each group, in order, as (n, 3, size, size) uint8.
     """
-    sizes = {"global": config.global_size, "local": config.local_size}
     regions = {n: around(view.box for view in views if view.frame == n) for n in {view.frame for view in views}}
     frames = {number: torch.from_numpy(read(number, region)) for number, region in regions.items()}
     cuts: dict[str, list[Tensor]] = {}
     for view in views:
         box = view.box.within(regions[view.frame])
-        cuts.setdefault(view.group, []).append(cut(frames[view.frame], box, sizes[view.group], view.flip))
+        cuts.setdefault(view.group, []).append(cut(frames[view.frame], box, config.size_of(view.group), view.flip))
     return {group: torch.stack(found) for group, found in cuts.items()}

@@ -1,13 +1,11 @@
-import pickle
 import shutil
 import zipfile
-from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 
 from training.extract import extract_all, main
-from training.frame_store import ExtractConfig, FrameStore, extract_video, keep_all_in_memory
+from training.frame_store import ExtractConfig, FrameStore, extract_video
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.video import read_frames
 
@@ -69,23 +67,3 @@ def test_command(run_command, clip, tmp_path, capsys):
     assert "extract.fps must be positive" in run_command(main, clip, "--frames", tmp_path, "--fps", "-1")
     (tmp_path / "none").mkdir()
     assert "holds no video" in run_command(main, tmp_path / "none", "--frames", tmp_path)
-
-
-def test_frames_in_memory_are_the_same_and_survive_a_worker(clip, tmp_path):
-    path = extract_video(clip, tmp_path, ExtractConfig(fps=5, short_side=64))
-    disk, memory = FrameStore(path), FrameStore(path)
-    assert memory.bytes_in_memory() == 13 * 64 * 114 * 3
-    keep_all_in_memory([memory])
-    path.unlink()
-    again = pickle.loads(ForkingPickler.dumps(memory))
-    for number in range(13):
-        assert np.array_equal(memory.read(number), again.read(number))
-    with pytest.raises(FileNotFoundError):
-        disk.read(0)
-
-
-def test_frames_that_do_not_fit_into_memory_are_refused(clip, tmp_path, monkeypatch):
-    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=5, short_side=64)))
-    monkeypatch.setattr(FrameStore, "bytes_in_memory", lambda self: 2**60)
-    with pytest.raises(InputError, match=r"take 1073741824\.0 GiB decoded"):
-        keep_all_in_memory([store])
