@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -54,7 +55,7 @@ def extract_all(
         The stores in the order of the videos, each with the folder of its video; a video given twice counts once.
 
     Raises:
-        InputError: a video cannot be read, or none is left; or the time is over.
+        InputError: a video cannot be read, or none is left; or the time is over, or a process was ended.
     """
     videos = find_videos(paths)
     workers = min(workers or os.cpu_count() or 1, len(videos))
@@ -74,6 +75,9 @@ def extract_all(
                 if not skip_unreadable:
                     raise
                 bar.write(f"left out: {error}")
+            except BrokenProcessPool as error:
+                why = "stopped" if stop.asked() else "a process was ended from outside, perhaps for want of memory,"
+                raise InputError(f"{why} while videos were extracted; the same command goes on") from error
             bar.update()
     if not stores:
         raise InputError("none of the videos can be read")

@@ -106,12 +106,14 @@ class Trainer:
         )
         with bar:
             while self.step < self.plan.steps and not self._any_process(stop.asked()):
-                self._train_step(batches, bar, budget)
+                self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:
                     self.save()
-                if budget and self.step < self.plan.steps and not self._is_in_time(budget, schedule, leave):
-                    break
-                bar.total = self.plan.steps
+                if budget:
+                    if self.step < self.plan.steps and not self._is_in_time(budget, schedule, leave):
+                        break
+                    bar.total = self.plan.steps
+                    bar.set_description(f"{tqdm.format_interval(max(budget.left(), 0))} left", refresh=False)
         return self.step == self.plan.steps
 
     def _is_in_time(self, budget: Budget, schedule: Schedule, leave: Callable[[], None]) -> bool:
@@ -150,7 +152,7 @@ class Trainer:
             return False
         return distributed.any_process(flag, self.world.device)
 
-    def _train_step(self, batches: Iterator[Sample], bar: tqdm, budget: Budget | None) -> None:
+    def _train_step(self, batches: Iterator[Sample], bar: tqdm) -> None:
         begin = time.perf_counter()
         sample = next(batches)
         waited = time.perf_counter() - begin
@@ -161,8 +163,7 @@ class Trainer:
         times = {"seconds": seconds, "data_wait": waited, "clips_per_second": self.recipe.run.batch_size / seconds}
         if rows := self.log.add({"step": self.step, **values, **times}, metrics):
             share = sum(row["data_wait"] for row in rows) / sum(row["seconds"] for row in rows)
-            left = {"left": tqdm.format_interval(max(budget.left(), 0))} if budget else {}
-            bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", data_wait=f"{share:.0%}", **left, refresh=False)
+            bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", data_wait=f"{share:.0%}", refresh=False)
         bar.update()
 
     def set_schedules(self) -> dict[str, float]:

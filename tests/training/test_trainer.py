@@ -131,7 +131,7 @@ class Clocked(Trainer):
         self.log = SimpleNamespace(cut=lambda step: None)
         self.seen, self.saved = [], []
 
-    def _train_step(self, batches, bar, budget):
+    def _train_step(self, batches, bar):
         places = next(batches)
         self.seen.append((self.step, places, self.plan.progress(self.step)))
         seconds = self.step_seconds(self.recipe.views.at(places[0].progress).global_size)
