@@ -97,6 +97,7 @@ class Budget:
         self._measured = 0
         self._mark = (0, clock())
         self._last = clock()
+        self._late = False
         self._pace = float("inf")
 
     def left(self) -> float:
@@ -136,11 +137,12 @@ class Budget:
         return True
 
     def is_late(self, step: int) -> bool:
-        """Tell whether a step, or all since the last mark, took much longer than known; processes may differ."""
+        """Tell, after every step, whether one since the last mark, or all, took much longer; processes may differ."""
         now, (before, then) = self._clock(), self._mark
         lost = max(now - self._last - self._pace, now - then - 2 * self._pace * (step - before))
         self._last = now
-        return lost > 0.01 * self._seconds or self.left() < (self.reserve or 0.0)
+        self._late = self._late or lost > 0.01 * self._seconds
+        return self._late or self.left() < (self.reserve or 0.0)
 
     def measure_anew(self, step: int) -> None:
         """Begin to measure at `step`, unless that was just done."""
@@ -167,7 +169,7 @@ class Budget:
         self._wait()
         now = self._clock()
         before, then = self._mark
-        self._mark = (step, now)
+        self._mark, self._last, self._late = (step, now), now, False
         return (now - then) / max(step - before, 1)
 
 
