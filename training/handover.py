@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from training.plan import Plan
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError, command, first_line
 from video_distilled_encoder.files import atomic_directory, sha256
@@ -84,6 +85,26 @@ def write(
         (staging / CHECKSUMS).write_text(sums, encoding="utf-8")
     for old in set(folder.glob("part-*")) - {folder / name for name in names}:
         old.unlink()
+
+
+def facts_of(step: int, plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a run after `step` steps."""
+    clips = step * recipe["run"]["batch_size"]
+    return {"steps": step, "clips": clips, "progress": plan.progress(step), "recipe": recipe}
+
+
+def runs_before(run: Path) -> list[dict[str, Any]]:
+    """Return what is told of the runs that led to one, as its `run.json` has it.
+
+    Raises:
+        InputError: that is missing or damaged.
+    """
+    path = run / "run.json"
+    try:
+        runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("runs_before", [])
+        return runs
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); it says what the run began with") from error
 
 
 def check_size(shard_mib: float) -> None:

@@ -166,7 +166,7 @@ def train(
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
     saved = checkpoint.load_newest(out / "checkpoints") if resume else None
-    before = read_facts(out)["runs_before"] if saved else []
+    before = handover.runs_before(out) if saved else []
     if recipe.run.init_from and not saved:
         text, before = start_from(recipe.run.init_from, method)
         world.say(text)
@@ -197,12 +197,7 @@ def train(
             plot_curves(trainer.log.path, out / "curves.png")
             card = run_card(recipe, trainer.step, len(stores), hours)
             Encoder(method.teacher.backbone, config, card).save_pretrained(out / "encoder")
-            run = {
-                "steps": trainer.step,
-                "clips": trainer.step * recipe.run.batch_size,
-                "progress": trainer.plan.progress(trainer.step),
-                "recipe": yaml.safe_load(recipe.to_yaml()),
-            }
+            run = handover.facts_of(trainer.step, trainer.plan, yaml.safe_load(recipe.to_yaml()))
             architecture = recipe.backbone.architecture
             handover.write(out / handover.FOLDER, method, architecture, [*before, run], shard_mib)
 
@@ -262,19 +257,6 @@ def start_directory(
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
-
-
-def read_facts(out: Path) -> dict[str, Any]:
-    """Return what `run.json` says of a run.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        facts: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        return {"runs_before": [], **facts}
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{out / 'run.json'} cannot be read ({error}); it says what the run began with") from error
 
 
 def hours_of(index: ClipIndex) -> float:

@@ -71,6 +71,16 @@ def test_a_chain_of_runs_is_told(run, clip, tmp_path, capsys):
     assert json.loads((tmp_path / "second" / "handover" / "handover.json").read_text())["runs"] == told
 
 
+def test_a_run_that_was_cut_short_tells_as_much_as_it_has_done(run, tmp_path):
+    shutil.copytree(run, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "handover")
+    (told,) = start_from(str(tmp_path / "cut"), method_with()).runs
+    assert told == handover.read(run / "handover").runs[0]
+    (tmp_path / "cut" / "run.json").write_text("[")
+    with pytest.raises(InputError, match=r"run\.json cannot be read .*; it says what the run began with"):
+        start_from(str(tmp_path / "cut"), method_with())
+
+
 def test_a_run_of_a_chain_goes_on_with_the_order_of_the_clips(run, clip, tmp_path, monkeypatch):
     seen = []
     read = ClipViews.__getitem__
