@@ -117,23 +117,26 @@ class Schedule:
         plan: of the run; it may be replaced while batches are drawn.
         start: the first step.
         world: this process among its peers.
+        clips_before: positions that earlier runs of a chain have had.
         endless: go on after the last step of the plan, which may come to be a later one.
 
     Raises:
         InputError: the batch cannot be shared equally.
     """
 
-    def __init__(self, recipe: Recipe, plan: Plan, start: int, world: World, endless: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, plan: Plan, start: int, world: World, clips_before: int = 0, endless: bool = False
+    ) -> None:
         self.plan = plan
         self.drawn = start
         """Steps before this one have been asked for, and their places are fixed."""
         self._endless = endless
         self._size, self._share = recipe.run.batch_size, share_of_batch(recipe, world)
-        self._offset = world.rank * self._share
+        self._first = clips_before + world.rank * self._share
 
     def __iter__(self) -> Iterator[list[Place]]:
         while self._endless or self.drawn < self.plan.steps:
-            first = self.drawn * self._size + self._offset
+            first = self._first + self.drawn * self._size
             progress = self.plan.progress(self.drawn)
             self.drawn += 1
             yield [Place(position, progress) for position in range(first, first + self._share)]

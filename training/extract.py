@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +39,7 @@ def extract_all(
     *,
     workers: int = 0,
     skip_unreadable: bool = False,
+    deadline: float | None = None,
 ) -> dict[Path, str]:
     """Extract every video named by `paths` (files or folders).
 
@@ -46,12 +49,13 @@ def extract_all(
         config: frame rate, size and quality.
         workers: processes; 0 means one per processor.
         skip_unreadable: leave out, with a warning, videos that cannot be read, instead of stopping at the first.
+        deadline: of `time.monotonic`, after which no more is begun.
 
     Returns:
         The stores in the order of the videos, each with the folder of its video; a video given twice counts once.
 
     Raises:
-        InputError: a video cannot be read, or none is left.
+        InputError: a video cannot be read, or none is left; or the time is over, or a process was ended.
     """
     videos = find_videos(paths)
     workers = min(workers or os.cpu_count() or 1, len(videos))
@@ -60,12 +64,20 @@ def extract_all(
         for video, result in _in_parallel(videos, root, config, workers):
             if stop.asked():
                 raise InputError("stopped while videos were extracted; the same command goes on")
+            if deadline is not None and time.monotonic() > deadline:
+                raise InputError(
+                    f"the time was over when {bar.n} of {len(videos)} videos were extracted; the same command goes on, "
+                    "and python -m training.extract takes its time"
+                )
             try:
                 stores[video] = result()
             except InputError as error:
                 if not skip_unreadable:
                     raise
                 bar.write(f"left out: {error}")
+            except BrokenProcessPool as error:
+                why = "stopped" if stop.asked() else "a process was ended from outside, perhaps for want of memory,"
+                raise InputError(f"{why} while videos were extracted; the same command goes on") from error
             bar.update()
     if not stores:
         raise InputError("none of the videos can be read")

@@ -4,7 +4,7 @@ Beside `encoder/` a run leaves `handover/`, all that it learnt, in half precisio
 for `--init-from` on another machine:
 
     part-00, part-01, …   one safetensors file in parts of at most --shard-size: `cat part-*` joins them
-    handover.json         the architecture, the method, and the runs that have led here
+    handover.json         the architecture, and the runs that have led here with their recipes
     SHA256SUMS            of the files above
 
 Of what student and teacher both have, the teacher's is kept, which is the better encoder, and the next student starts
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from training.plan import Plan
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError, command, first_line
 from video_distilled_encoder.files import atomic_directory, sha256
@@ -32,7 +33,9 @@ from video_distilled_encoder.model_directory import CHECKSUMS, load_strictly, re
 
 FOLDER = "handover"
 SHARD_MIB = 15.0
+_SMALLEST_MIB = 0.1
 _FACTS = "handover.json"
+_VERSION = 1
 _STUDENT, _TEACHER = "student.", "teacher."
 
 
@@ -44,7 +47,7 @@ class Handover(NamedTuple):
     architecture: str
     """Of the backbone, timm's name."""
     runs: list[dict[str, Any]]
-    """The runs that have led here, the last one last: method, steps, clips."""
+    """The runs that have led here, the last one last: steps, clips, progress and recipe of each."""
 
     def backbone(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""
@@ -70,17 +73,48 @@ def write(
         shard_mib: largest size of a part.
     """
     kept = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in _without_twins(method.state_dict())}
-    data, size = save(kept), max(int(shard_mib * 2**20), 1)
+    data, size = save(kept), int(shard_mib * 2**20)
     parts = [data[start : start + size] for start in range(0, len(data), size)]
-    facts = {"version": 1, "architecture": architecture, "parts": len(parts), "runs": runs}
-    for old in folder.glob("part-*"):
-        old.unlink()
+    names = _names(len(parts))
+    facts = {"version": _VERSION, "architecture": architecture, "parts": len(parts), "runs": runs}
     with atomic_directory(folder) as staging:
-        for number, part in enumerate(parts):
-            (staging / _part(number)).write_bytes(part)
+        for name, part in zip(names, parts, strict=True):
+            (staging / name).write_bytes(part)
         (staging / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         sums = "".join(f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir()))
         (staging / CHECKSUMS).write_text(sums, encoding="utf-8")
+    for old in set(folder.glob("part-*")) - {folder / name for name in names}:
+        old.unlink()
+
+
+def facts_of(step: int, plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a run after `step` steps."""
+    clips = step * recipe["run"]["batch_size"]
+    return {"steps": step, "clips": clips, "progress": plan.progress(step), "recipe": recipe}
+
+
+def runs_before(run: Path) -> list[dict[str, Any]]:
+    """Return what is told of the runs that led to one, as its `run.json` has it.
+
+    Raises:
+        InputError: that is missing or damaged.
+    """
+    path = run / "run.json"
+    try:
+        runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("runs_before", [])
+        return runs
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); it says what the run began with") from error
+
+
+def check_size(shard_mib: float) -> None:
+    """Refuse a size of parts of which there would be thousands.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not shard_mib >= _SMALLEST_MIB:
+        raise InputError(f"--shard-size is at least {_SMALLEST_MIB:g} MiB, got {shard_mib:g}")
 
 
 def is_handover(folder: Path) -> bool:
@@ -92,11 +126,13 @@ def read(folder: Path) -> Handover:
     """Read what a run learnt.
 
     Raises:
-        InputError: a part is missing or damaged.
+        InputError: a part is missing or damaged, or it was written by a later version.
     """
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        names = [_part(number) for number in range(facts["parts"])]
+        if facts["version"] > _VERSION:
+            raise InputError(f"{folder} was written by a later version of this package, which is needed to read it")
+        names = _names(facts["parts"])
         sums = read_checksums(folder)
         wrong = [name for name in (_FACTS, *names) if sha256(folder / name) != sums.get(name)]
         if wrong:
@@ -109,8 +145,9 @@ def read(folder: Path) -> Handover:
         raise InputError(f"{folder} is not what a run leaves for the next ({first_line(error)})") from error
 
 
-def _part(number: int) -> str:
-    return f"part-{number:02d}"
+def _names(parts: int) -> list[str]:
+    """Return the names of so many parts, which sort as the parts follow one another."""
+    return [f"part-{number:0{max(len(str(parts - 1)), 2)}d}" for number in range(parts)]
 
 
 def _without_twins(state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training import checkpoint, handover
 from training.methods.base import Method
+from training.yaml_files import read_mapping
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError
 
@@ -51,12 +52,12 @@ def start_from(name: str, method: Method) -> Start:
 
 
 def _read_run(folder: Path) -> tuple[Mapping[str, Tensor], list[dict[str, Any]]] | None:
-    """Return a method's state from a run's newest checkpoint, or from what it left for the next run."""
-    inside = folder / handover.FOLDER
-    left = next((path for path in (folder, inside) if handover.is_handover(path)), None)
+    """Return a method's state from a run's newest checkpoint, or from what it left for the next run, and its past."""
     saved = checkpoint.load_newest(folder / "checkpoints")
     if saved is not None:
-        return saved.model, handover.read(left).runs if left else []
+        recipe = read_mapping(folder / "recipe.yaml", "recipe")
+        return saved.model, [*handover.runs_before(folder), handover.facts_of(saved.step, saved.plan, recipe)]
+    left = next((path for path in (folder, folder / handover.FOLDER) if handover.is_handover(path)), None)
     if left is None:
         return None
     found = handover.read(left)

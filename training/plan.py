@@ -66,9 +66,10 @@ class Phase:
 class Budget:
     """Revises a plan so that a run ends when its time does.
 
-    A phase is measured 4, 8, 16, … steps after it began, whenever the steps that remain have halved, so that the last
-    revisions concern a step or two, and when steps have become much slower. What a phase costs that has not begun
-    follows from the present one by `cost`.
+    The steps of a phase are measured 4, 8, 16, … steps after it began, and whenever the steps that remain have halved,
+    so that the last revisions concern a step or two. What a step of a phase costs that has not begun follows from the
+    present one by `cost`. A run that is late, for the machine stood still or something was compiled, loses that time,
+    and its steps are measured anew: they may have become slow, or not.
 
     Args:
         seconds: what is left, now.
@@ -93,17 +94,19 @@ class Budget:
         """Seconds that the end of the run takes; None before that is known."""
         self._phase: Phase | None = None
         self._begun = 0
-        self._revised = 0
+        self._measured = 0
         self._mark = (0, clock())
+        self._last = clock()
+        self._late = False
         self._pace = float("inf")
 
     def left(self) -> float:
         """Return the seconds that are left, those for the end of the run included."""
         return self._deadline - self._clock()
 
-    def start(self) -> Plan:
-        """Return the plan of a run of which nothing is known yet."""
-        return Plan.of(_UNKNOWN_LENGTH)
+    def start(self, step: int, plan: Plan) -> Plan:
+        """Return the plan until steps have been measured: of what is not over after `step` nothing is known yet."""
+        return plan.revised(step, step + _UNKNOWN_LENGTH)
 
     def keep_for_the_end(self, leave: Callable[[], None]) -> None:
         """Do once what will be done when training is over, and keep as much time for it."""
@@ -111,35 +114,51 @@ class Budget:
         leave()
         self.reserve = self._clock() - begin
         self._mark = (self._mark[0], self._mark[1] + self.reserve)
+        self._last = self._clock()
 
-    def is_due(self, step: int, plan: Plan) -> bool:
-        """Tell, after `step` steps, whether the plan is to be revised now; all processes come to the same answer."""
+    def measure(self, step: int, plan: Plan) -> bool:
+        """Follow the run, after `step` of its steps, but not the last; all processes come to the same answer.
+
+        Returns:
+            Whether it is known anew how long a step takes, so that the plan is to be revised.
+        """
         phase = self._at(plan.progress(max(step - 1, 0)))
         if phase is not self._phase:
-            self._phase, self._begun, self._revised = phase, step - 1, step - 1
+            if self._phase is not None:
+                self._pace *= phase.cost / self._phase.cost
+            self._phase, self._begun, self._measured = phase, step - 1, step - 1
         if step == self._begun + _SKIPPED:
             self._set_mark(step)
-        into, before = step - self._begun, self._revised - self._begun
-        halved = 2 * (plan.steps - step) <= plan.steps - self._revised
-        return into >= _FIRST and step < plan.steps and (into >= 2 * before or halved)
+        into, before = step - self._begun, self._measured - self._begun
+        halved = 2 * (plan.steps - step) <= plan.steps - self._measured
+        if into < _FIRST or not (into >= 2 * before or halved):
+            return False
+        self._pace, self._measured = self._set_mark(step), step
+        return True
 
     def is_late(self, step: int) -> bool:
-        """Tell whether the steps since the last revision took twice as long as planned; processes may differ."""
-        before, then = self._mark
-        late = self._clock() - then - 2 * self._pace * (step - before)
-        return late > 0.01 * self._seconds
+        """Tell, after every step, whether one since the last mark, or all, took much longer; processes may differ."""
+        now, (before, then) = self._clock(), self._mark
+        lost = max(now - self._last - self._pace, now - then - 2 * self._pace * (step - before))
+        self._last = now
+        self._late = self._late or lost > 0.01 * self._seconds
+        return self._late or self.left() < (self.reserve or 0.0)
 
-    def revise(self, step: int, plan: Plan) -> Plan:
-        """Return the plan whose end is nearest to that of the time, going by the steps since the last revision."""
+    def measure_anew(self, step: int) -> None:
+        """Begin to measure at `step`, unless that was just done."""
+        self._set_mark(step)
+        if step >= self._begun + _FIRST:
+            self._begun = self._measured = step
+
+    def revised(self, step: int, plan: Plan) -> Plan:
+        """Return the plan whose end is nearest to that of the time, by what is known of the steps."""
         assert self._phase is not None
-        seconds = self._set_mark(step)
         progress = plan.progress(step)
         # of the progress that is missing, the average step costs this many of the present phase's
         begins = [0.0, *(phase.end for phase in self._phases)]
         shares = [max(end - max(begin, progress), 0.0) for begin, end in pairwise(begins)]
         ratio = sum(share * p.cost for share, p in zip(shares, self._phases, strict=True)) / self._phase.cost
-        remaining = (self.left() - (self.reserve or 0.0)) * (1 - progress) / (ratio * seconds)
-        self._revised, self._pace = step, seconds
+        remaining = (self.left() - (self.reserve or 0.0)) * (1 - progress) / (ratio * self._pace)
         return plan.revised(step, step + max(round(remaining), 0))
 
     def _at(self, progress: float) -> Phase:
@@ -150,7 +169,7 @@ class Budget:
         self._wait()
         now = self._clock()
         before, then = self._mark
-        self._mark = (step, now)
+        self._mark, self._last, self._late = (step, now), now, False
         return (now - then) / max(step - before, 1)
 
 

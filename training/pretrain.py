@@ -10,6 +10,7 @@ every node.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import sys
@@ -63,6 +64,8 @@ def main() -> None:
             skip_unreadable=args.skip_unreadable,
             shard_mib=args.shard_size,
         )
+    # Python would look through all that is alive once more before it ends, for a second that belongs to no one.
+    gc.freeze()
 
 
 def pretrain(
@@ -98,9 +101,10 @@ def pretrain(
     """
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     check_out(out, recipe, resume)
+    handover.check_size(shard_mib)
     world = distributed.start(recipe.run.device)
     try:
-        stores = extract_once(world, data, frames or default_root(), recipe, skip_unreadable)
+        stores = extract_once(world, data, frames or default_root(), recipe, skip_unreadable, deadline)
         return train(out, recipe, world, open_stores(stores), resume, deadline, shard_mib)
     finally:
         distributed.stop()
@@ -132,12 +136,17 @@ def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None
 
 
 def extract_once(
-    world: World, data: Sequence[Path], root: Path, recipe: Recipe, skip_unreadable: bool = False
+    world: World,
+    data: Sequence[Path],
+    root: Path,
+    recipe: Recipe,
+    skip_unreadable: bool = False,
+    deadline: float | None = None,
 ) -> dict[Path, str]:
     """Extract the videos in one process of each machine while the others wait; return the stores in all."""
     stores: dict[Path, str] = {}
     if world.local_rank == 0:
-        stores = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable)
+        stores = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable, deadline=deadline)
     distributed.wait_for_all()
     return distributed.from_main(stores)
 
@@ -158,7 +167,7 @@ def train(
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
     saved = checkpoint.load_newest(out / "checkpoints") if resume else None
-    before = read_facts(out)["runs_before"] if saved else []
+    before = handover.runs_before(out) if saved else []
     if recipe.run.init_from and not saved:
         text, before = start_from(recipe.run.init_from, method)
         world.say(text)
@@ -171,10 +180,10 @@ def train(
     if saved:
         trainer.resume(saved)
     budget = None if deadline is None else start_budget(deadline, phases, world)
-    if budget and trainer.step == 0:
-        trainer.plan = budget.start()
     hours = hours_of(index)
-    length = f"{trainer.plan.steps} steps" if budget is None else f"{budget.left():.0f} s in steps"
+    length = f"{trainer.plan.steps} steps"
+    if budget:
+        length = f"for {budget.left():.0f} s, whatever run.steps and run.epochs say, steps"
     world.say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {length} of {recipe.run.batch_size} clips on "
         f"{world.size} x {world.device.type}"
@@ -188,12 +197,12 @@ def train(
             plot_curves(trainer.log.path, out / "curves.png")
             card = run_card(recipe, trainer.step, len(stores), hours)
             Encoder(method.teacher.backbone, config, card).save_pretrained(out / "encoder")
-            run = {"method": recipe.method, "steps": trainer.step, "clips": trainer.step * recipe.run.batch_size}
+            run = handover.facts_of(trainer.step, trainer.plan, yaml.safe_load(recipe.to_yaml()))
             architecture = recipe.backbone.architecture
             handover.write(out / handover.FOLDER, method, architecture, [*before, run], shard_mib)
 
     try:
-        finished = trainer.run(budget, leave)
+        finished = trainer.run(budget, leave, sum(run["clips"] for run in before))
     except InputError:
         if world.is_main:
             plot_curves(trainer.log.path, out / "curves.png")
@@ -202,7 +211,8 @@ def train(
     if world.is_main:
         print(out / "encoder")
     if not finished:
-        world.say(f"stopped after step {trainer.step} of {trainer.plan.steps}; --resume goes on")
+        why = "the time was up" if budget and budget.left() < (budget.reserve or 0) else "stopped"
+        world.say(f"{why} after step {trainer.step} of {trainer.plan.steps}; --resume goes on")
     return finished
 
 
@@ -256,19 +266,6 @@ def start_directory(
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
-
-
-def read_facts(out: Path) -> dict[str, Any]:
-    """Return what `run.json` says of a run.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        facts: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        return {"runs_before": [], **facts}
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{out / 'run.json'} cannot be read ({error}); it says what the run began with") from error
 
 
 def hours_of(index: ClipIndex) -> float:

@@ -11,7 +11,7 @@ _asked = False
 
 
 def asked() -> bool:
-    """Tell whether the process was asked to stop while it listened."""
+    """Tell whether the process, which is listening, was asked to stop."""
     return _asked
 
 
@@ -19,11 +19,11 @@ def asked() -> bool:
 def listening() -> Iterator[None]:
     """Within, the two signals are only noted; a second Ctrl-C ends the process at once. For commands alone."""
     global _asked
-    _asked = False
     old = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        _asked = False
         for number, handler in old.items():
             signal.signal(number, handler)
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training import handover
 from training.clips import ClipIndex
 from training.dataset import ClipViews
 from training.dry_run import flops_per_clip
@@ -46,6 +47,10 @@ class Row:
     """A recipe on top of the base."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings on top of that, as {"clips.stride": 0.1}."""
+    share: float = 1.0
+    """Of the base's arithmetic that this row takes."""
+    after: str | None = None
+    """An earlier row, from whose handover/ this one goes on."""
     model: str | None = None
     """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's."""
     published: dict[str, float] = field(default_factory=dict)
@@ -92,6 +97,8 @@ def main() -> None:
         for name, row in rows.items():
             if name in recipes:
                 recipe = replace(recipes[name], run=replace(recipes[name].run, seed=seed))
+                if row.after:
+                    recipe = chained(recipe, _run(args.out, row.after, seed))
                 run = _run(args.out, name, seed)
                 print(f"{run.name}:", flush=True)
                 pretrain_whole(args.data, run, recipe, args.frames)
@@ -111,9 +118,13 @@ def read_study(name: str) -> Study:
     content = read_mapping(path, "study")
     try:
         rows = {key: Row(**(row or {})) for key, row in content.pop("rows").items()}
-        return Study(rows=rows, **content)
+        study = Study(rows=rows, **content)
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a study: {error}") from error
+    for number, (name, row) in enumerate(rows.items()):
+        if row.after and row.after not in list(rows)[:number]:
+            raise InputError(f"{path}: {name} is to go on after {row.after}, which is no row above it")
+    return study
 
 
 def with_architecture(study: Study, architecture: str) -> Study:
@@ -128,7 +139,7 @@ def with_architecture(study: Study, architecture: str) -> Study:
 def plan(
     study: Study, data: Sequence[Path], frames: Path, settings: Sequence[str]
 ) -> tuple[dict[str, Recipe], dict[str, dict[str, Any]]]:
-    """Return the recipe of every row that is trained, its steps such that all have the arithmetic of the base.
+    """Return the recipe of every row that is trained, its steps such that all have their share of one arithmetic.
 
     Args:
         study: the study.
@@ -158,7 +169,7 @@ def plan(
         layers = [*study.recipe, *([row.recipe] if row.recipe else [])]
         recipe = read_recipe(layers, [*settings, *(_option(key, value) for key, value in row.settings.items())])
         cost = _flops(recipe, stores(recipe.extract))
-        steps = max(1, round(whole / cost / recipe.run.batch_size))
+        steps = max(1, round(row.share * whole / cost / recipe.run.batch_size))
         clips = steps * recipe.run.batch_size
         recipes[name] = replace(recipe, run=replace(recipe.run, steps=steps))
         facts[name] = {"steps": steps, "clips": clips, "pflop": round(clips * cost / 1e15, 4)}
@@ -176,6 +187,18 @@ def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     return flops_per_clip(ClipViews(index, recipe), build_method(recipe, config), config)
+
+
+def chained(recipe: Recipe, run: Path) -> Recipe:
+    """Return a recipe that goes on from what a run left.
+
+    Raises:
+        InputError: the run has left nothing yet.
+    """
+    left = run / handover.FOLDER
+    if not handover.is_handover(left):
+        raise InputError(f"there is no {left}, from which a row is to go on; train that row too")
+    return replace(recipe, run=replace(recipe.run, init_from=str(left)))
 
 
 def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:

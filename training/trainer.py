@@ -21,7 +21,11 @@ from training.plan import Budget, Plan
 from training.recipe import Recipe
 from training.resident import ResidentFrames
 from training.schedules import cosine, warmup_cosine
+from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
+
+_NEARLY_OVER = 0.9
+"""Progress from which a run whose time is up may end its schedules at once."""
 
 
 class Trainer:
@@ -74,21 +78,27 @@ class Trainer:
             for backbone in (method.student.backbone, method.teacher.backbone):
                 backbone.forward_features = torch.compile(backbone.forward_features)  # type: ignore[method-assign]
 
-    def run(self, budget: Budget | None = None, leave: Callable[[], None] = lambda: None) -> bool:
+    def run(
+        self, budget: Budget | None = None, leave: Callable[[], None] = lambda: None, clips_before: int = 0
+    ) -> bool:
         """Train to the last step, or until a process is asked to stop (`training.stop`).
 
         Args:
             budget: what sets the last step; that of the plan if it is not given.
             leave: writes what a run leaves. Called early in a run with a budget, which keeps as much time for its end.
+            clips_before: clips that earlier runs of a chain have had, whose order this one goes on with.
 
         Returns:
-            Whether the last step was reached.
+            Whether the last step was reached, and with it the end of all schedules.
 
         Raises:
-            InputError: the loss is not finite or the features have collapsed; earlier checkpoints stay.
+            InputError: the loss is not finite or the features have collapsed, and earlier checkpoints stay; or the time
+                holds next to no steps.
         """
         self.log.cut(self.step)
-        schedule = Schedule(self.recipe, self.plan, self.step, self.world, endless=budget is not None)
+        if budget and self.step < self.plan.steps:
+            self.plan = budget.start(self.step, self.plan)
+        schedule = Schedule(self.recipe, self.plan, self.step, self.world, clips_before, endless=budget is not None)
         batches = load_batches(self.index, self.recipe, schedule, self.world)
         bar = tqdm(
             total=self.plan.steps,
@@ -103,21 +113,42 @@ class Trainer:
                 self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:
                     self.save()
-                if budget and (budget.is_due(self.step, self.plan) or self._any_process(budget.is_late(self.step))):
-                    if budget.reserve is None:
-                        budget.keep_for_the_end(leave)
-                    self._revise(budget, schedule)
+                if budget:
+                    if self.step < self.plan.steps and not self._is_in_time(budget, schedule, leave):
+                        break
                     bar.total = self.plan.steps
+                    bar.set_description(f"{tqdm.format_interval(max(budget.left(), 0))} left", refresh=False)
         return self.step == self.plan.steps
 
-    def _revise(self, budget: Budget, schedule: Schedule) -> None:
-        """Fit the plan to the time that is left; what has been drawn keeps its resolution."""
-        plan = distributed.from_main(budget.revise(self.step, self.plan))
+    def _is_in_time(self, budget: Budget, schedule: Schedule, leave: Callable[[], None]) -> bool:
+        """Revise the plan if it is time to; tell whether there is time to go on."""
+        if not budget.measure(self.step, self.plan):
+            if not self._any_process(budget.is_late(self.step)):
+                return True
+            budget.measure_anew(self.step)
+        if budget.reserve is None and self._revise(budget, schedule):
+            budget.keep_for_the_end(leave)  # its checkpoint holds the plan, as far as it is known
+        return self._revise(budget, schedule)
+
+    def _revise(self, budget: Budget, schedule: Schedule) -> bool:
+        """Fit the plan to the time that is left; what has been drawn keeps its resolution.
+
+        Returns:
+            Whether there is time; if there is none while the schedules are far from their end, the plan stays.
+        """
+        plan = distributed.from_main(budget.revised(self.step, self.plan))
+        if plan.steps == self.step and self.plan.progress(self.step) < _NEARLY_OVER:
+            if budget.reserve is None:
+                raise InputError(
+                    f"the time was over after {self.step} steps, before one knew how long they take; give more"
+                )
+            return False
         views = self.recipe.views
         drawn = range(self.step, schedule.drawn)
         if any(views.at(plan.progress(step)) != views.at(self.plan.progress(step)) for step in drawn):
             plan = self.plan.revised(schedule.drawn, max(plan.steps, schedule.drawn + 1))
         self.plan = schedule.plan = plan
+        return True
 
     def _any_process(self, flag: bool) -> bool:
         """Tell whether the flag is set in any process; several ask one another only between blocks of the log."""

@@ -101,7 +101,7 @@ class ViewsConfig:
 
     def at(self, progress: float) -> ViewsConfig:
         """Return the settings in force when a share `progress` of the run is over."""
-        if progress >= self.low_resolution:
+        if self.low_resolution < 1 and progress >= self.low_resolution:
             return self
         return replace(self, global_size=self.global_size // 2, local_size=self.local_size // 2, low_resolution=0.0)
 

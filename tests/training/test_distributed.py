@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from training import checkpoint
+from training.log import read_log
 from training.recipe import read_recipe
 from video_distilled_encoder import Encoder
 
@@ -52,6 +54,18 @@ def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, method
     assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
     features = [Encoder.from_pretrained(tmp_path / name / "encoder").encode(photograph).patches for name in launchers]
     assert torch.allclose(*features, atol=1e-3)
+
+
+def test_two_processes_follow_one_plan_to_the_end_of_their_time(clip, tmp_path):
+    run = tmp_path / "run"
+    options = ["--max-time=00:00:30", "--views.low_resolution=0.5", "--run.log_every=3"]
+    result = launch("torchrun", clip, tmp_path / "frames", run, *options)
+    assert result.returncode == 0, result.stderr
+    plan = checkpoint.load_newest(run / "checkpoints").plan
+    rows = read_log(run / "log.jsonl")
+    assert len(rows) == plan.steps
+    assert len(plan.knots) > 3
+    assert rows[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in rows)
 
 
 def test_accelerate_launches_the_same_command(clip, tmp_path):

@@ -1,4 +1,7 @@
+import os
 import shutil
+import signal
+import time
 import zipfile
 
 import numpy as np
@@ -52,6 +55,19 @@ def test_unreadable_videos_stop_or_are_left_out_and_leave_nothing(clip, tmp_path
     assert [path.suffix for path in (tmp_path / "frames").rglob("*") if path.is_file()] == [".zip"]
     with pytest.raises(InputError, match="none of the videos"):
         extract_all([bad], tmp_path / "frames", ExtractConfig(), skip_unreadable=True)
+
+
+def die(video, root, config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_time_that_is_over_and_a_process_that_was_ended_are_one_sentence(clip, tmp_path, make_video, monkeypatch):
+    videos = [clip, make_video()]
+    with pytest.raises(InputError, match="the time was over when 0 of 2 videos were extracted"):
+        extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=1, deadline=time.monotonic() - 1)
+    monkeypatch.setattr("training.extract.extract_video", die)
+    with pytest.raises(InputError, match=r"a process was ended from outside.* while videos were extracted"):
+        extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=2)
 
 
 def test_a_damaged_store_is_refused(tmp_path, clip):

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 from training import handover
+from training.dataset import ClipViews
 from training.handover import main
 from training.initial_weights import start_from
 from training.pretrain import build_method, pretrain
@@ -63,9 +65,59 @@ def test_a_chain_of_runs_is_told(run, clip, tmp_path, capsys):
     pretrain([clip], tmp_path / "second", recipe, frames=run.parent / "frames")
     assert "all that its run learnt" in capsys.readouterr().err
     told = json.loads((tmp_path / "second" / "handover" / "handover.json").read_text())["runs"]
-    assert [(one["method"], one["steps"], one["clips"]) for one in told] == [("vfd", 3, 12), ("vfd", 2, 8)]
+    assert [(one["steps"], one["clips"], one["progress"]) for one in told] == [(3, 12, 1.0), (2, 8, 1.0)]
+    assert [one["recipe"]["run"]["steps"] for one in told] == [3, 2]
     pretrain([clip], tmp_path / "second", recipe, frames=run.parent / "frames", resume=True)
     assert json.loads((tmp_path / "second" / "handover" / "handover.json").read_text())["runs"] == told
+
+
+def test_a_run_that_was_cut_short_tells_as_much_as_it_has_done(run, tmp_path):
+    shutil.copytree(run, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "handover")
+    (told,) = start_from(str(tmp_path / "cut"), method_with()).runs
+    assert told == handover.read(run / "handover").runs[0]
+    (tmp_path / "cut" / "run.json").write_text("[")
+    with pytest.raises(InputError, match=r"run\.json cannot be read .*; it says what the run began with"):
+        start_from(str(tmp_path / "cut"), method_with())
+
+
+def test_a_run_of_a_chain_goes_on_with_the_order_of_the_clips(run, clip, tmp_path, monkeypatch):
+    seen = []
+    read = ClipViews.__getitem__
+    monkeypatch.setattr(ClipViews, "__getitem__", lambda self, place: seen.append(place.position) or read(self, place))
+    recipe = read_recipe("smoke", ["--run.steps=2", "--run.checkpoint_every=1", f"--run.init_from={run / 'handover'}"])
+    pretrain([clip], tmp_path / "second", recipe, frames=run.parent / "frames")
+    of_sheet = list(range(8))
+    assert seen == [*of_sheet, *range(12, 20)]
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000002")
+    pretrain([clip], tmp_path / "second", recipe, frames=run.parent / "frames", resume=True)
+    assert seen[16:] == [*of_sheet, *range(16, 20)]
+
+
+def test_what_was_written_before_is_replaced(run, tmp_path):
+    method, folder = method_with(), tmp_path / "handover"
+    for size, parts in ((0.1, 125), (2.0, 7)):
+        handover.write(folder, method, CONFIG.architecture, [], size)
+        assert len(list(folder.glob("part-*"))) == parts
+        state = handover.read(folder).state
+        assert torch.equal(state["cls_balance.center"], method.state_dict()["cls_balance.center"])
+    (folder / "handover.json").write_text('{"version": 2}')
+    with pytest.raises(InputError, match="written by a later version"):
+        handover.read(folder)
+
+
+def test_names_of_parts_sort_as_the_parts_do():
+    for count in (1, 9, 100, 1001):
+        names = handover._names(count)
+        assert len(names) == count
+        assert names == sorted(names)
+    assert handover._names(3)[0] == "part-00"
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, float("nan")])
+def test_parts_of_no_size_are_refused(clip, tmp_path, size):
+    with pytest.raises(InputError, match=r"--shard-size is at least 0\.1 MiB, got"):
+        pretrain([clip], tmp_path / "run", RECIPE, frames=tmp_path, shard_mib=size)
 
 
 def test_another_head_leaves_the_backbone(run):

@@ -116,7 +116,7 @@ def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, f
         "--out",
         str(out),
     ]
-    command += ["--recipe", "smoke", "--views.low_resolution=0.5", "--max-time", "00:00:40"]
+    command += ["--recipe", "smoke", "--views.low_resolution=0.5", "--max-time", "00:00:25"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     rows = read_log(out / "log.jsonl")

@@ -29,7 +29,9 @@ def start(clip, frames, out, *extra, largest_file=None):
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=limit)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=limit, start_new_session=True
+    )
 
 
 def wait_for_step(run, step):
@@ -73,9 +75,10 @@ def test_killed_at_a_random_step_and_resumed_with_other_workers_it_equals_the_wh
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_later(clip, whole, losses, tmp_path, number):
-    process = start(clip, whole / "frames", tmp_path / "run")
+    """A terminal, Slurm and `timeout` ask all processes of the group, those too that load."""
+    process = start(clip, whole / "frames", tmp_path / "run", "--run.workers=2")
     wait_for_step(tmp_path / "run", 6)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     assert process.wait(60) == 0
     assert "--resume goes on" in process.stderr.read()
     saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")

@@ -113,6 +113,19 @@ def test_rows_have_equal_arithmetic(study, clip, frames):
     assert facts["dino"]["pflop"] == pytest.approx(facts["vfd"]["pflop"], rel=0.01)
 
 
+def test_a_row_goes_on_from_what_another_left(run_command, words, study, tmp_path, one_thread):
+    rows = {"half": {"share": 0.5}, "other-half": {"share": 0.5, "after": "half"}}
+    study.write_text(yaml.safe_dump({**STUDY, "rows": rows}, sort_keys=False))
+    words += ["--run.steps=4", "--run.workers=0"]
+    assert "half-seed0/handover, from which a row is to go on" in run_command(main, *words, "--rows", "other-half")
+    assert run_command(main, *words) is None
+    facts = json.loads((tmp_path / "out" / "other-half-seed0" / "run.json").read_text())
+    assert [run["steps"] for run in facts["runs_before"]] == [2]
+    assert len(read_log(tmp_path / "out" / "other-half-seed0" / "log.jsonl")) == 2
+    study.write_text(yaml.safe_dump({**STUDY, "rows": dict(reversed(rows.items()))}, sort_keys=False))
+    assert "other-half is to go on after half, which is no row above it" in run_command(main, *words)
+
+
 @pytest.mark.parametrize("name", names_in(STUDIES))
 def test_every_study_can_be_planned(name, clip, frames):
     recipes, _ = plan(read_study(name), [clip], frames, [])

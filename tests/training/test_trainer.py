@@ -1,4 +1,7 @@
 import math
+import random
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import distributed
 from training.clips import ClipIndex
 from training.dataset import Schedule, load_batches
+from training.distributed import World
 from training.frame_store import extract_video, open_stores
-from training.plan import Plan
+from training.plan import Budget, Phase, Plan
 from training.pretrain import build_method
 from training.recipe import read_recipe
 from training.schedules import cosine, linear_warmup, warmup_cosine
 from training.trainer import Trainer, clip_each
-from video_distilled_encoder import ModelConfig
+from video_distilled_encoder import InputError, ModelConfig
 
 
 def test_cosine_follows_dinos_scheduler():
@@ -115,3 +119,74 @@ def test_compiled_backbones_learn_the_same(clip, tmp_path, monkeypatch):
         values.append(trainer.optimize(sample, 0.99)["loss"].item())
         assert len(calls) == (3 if option == "true" else 0)  # teacher, now, local
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+class Clocked(Trainer):
+    """A trainer whose steps take no time but on a clock of its own."""
+
+    def __init__(self, recipe, step_seconds):
+        self.recipe, self.index, self.step_seconds = recipe, None, step_seconds
+        self.world = World(0, 1, 0, torch.device("cpu"))
+        self.plan, self.step, self.now = Plan.of(10), 0, 0.0
+        self.log = SimpleNamespace(cut=lambda step: None)
+        self.seen, self.saved = [], []
+
+    def _train_step(self, batches, bar):
+        places = next(batches)
+        self.seen.append((self.step, places, self.plan.progress(self.step)))
+        seconds = self.step_seconds(self.recipe.views.at(places[0].progress).global_size)
+        self.now += seconds * random.Random(self.step).uniform(0.7, 1.3)
+        self.step += 1
+
+    def save(self):
+        self.saved.append(self.plan)
+
+
+def draw_ahead(index, recipe, schedule, world, ahead=24):
+    """Yield batches as a loader does whose workers are some batches ahead."""
+    batches = iter(schedule)
+    drawn = deque(next(batches) for _ in range(ahead))
+    while True:
+        yield drawn.popleft()
+        drawn.append(next(batches))
+
+
+@pytest.mark.parametrize("low_resolution", [0.0, 0.6, 0.95, 1.0])
+def test_batches_that_are_drawn_ahead_keep_their_resolution_and_the_run_its_time(monkeypatch, low_resolution):
+    monkeypatch.setattr("training.trainer.load_batches", draw_ahead)
+    recipe = read_recipe("smoke", [f"--views.low_resolution={low_resolution}", "--run.checkpoint_every=1000000"])
+    trainer = Clocked(recipe, {32: 0.25, 64: 0.6}.get)  # arithmetic tells that they differ 4 times
+    phases = [Phase(end, cost) for end, cost in zip(recipe.views.phases(), (1.0, 4.0), strict=False)]
+    budget = Budget(240.0, phases, clock=lambda: trainer.now)
+
+    def leave():
+        trainer.save()
+        trainer.now += 2.0
+
+    assert trainer.run(budget, leave, clips_before=1000)
+    leave()
+    assert trainer.now == pytest.approx(240.0, rel=0.02)
+    assert [place.position for _, places, _ in trainer.seen for place in places] == list(
+        range(1000, 1000 + 4 * trainer.step)
+    )
+    sizes = []
+    for step, places, progress in trainer.seen:
+        (size,) = {recipe.views.at(place.progress).global_size for place in places}
+        # the plan when it was trained, and the last one, by which a run goes on, say the same
+        assert size == recipe.views.at(progress).global_size == recipe.views.at(trainer.plan.progress(step)).global_size
+        sizes.append(size)
+    assert sizes == sorted(sizes)
+    assert trainer.seen[-1][2] > 0.98
+    assert trainer.saved[0].steps < 2000  # what is saved first is a plan already
+
+
+def test_a_time_that_is_up_before_the_schedules_are_leaves_the_plan(monkeypatch):
+    monkeypatch.setattr("training.trainer.load_batches", draw_ahead)
+    trainer = Clocked(read_recipe("smoke"), lambda size: 0.1 if trainer.step < 300 else 40.0)
+    budget = Budget(100.0, [Phase(1.0, 1.0)], clock=lambda: trainer.now)
+    assert not trainer.run(budget)
+    assert 100.0 < trainer.now < 155.0
+    assert trainer.plan.progress(trainer.step) == pytest.approx(0.3, abs=0.05)
+    trainer = Clocked(read_recipe("smoke"), lambda size: 1.0)
+    with pytest.raises(InputError, match="the time was over after 3 steps, before one knew how long they take"):
+        trainer.run(Budget(2.0, [Phase(1.0, 1.0)], clock=lambda: trainer.now))
