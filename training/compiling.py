@@ -8,8 +8,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from training.heads import ProjectionHead
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_SHAPES = 64
+"""Shapes for which one function may be compiled: groups of views, resolutions, with gradients and without."""
 
 
 def compile_on_gpu(function: F) -> F:
@@ -23,9 +30,9 @@ def compile_on_gpu(function: F) -> F:
     return call  # type: ignore[return-value]
 
 
-def compile_if_possible(function: F) -> F:
+def compile_if_possible(function: F, *, dynamic: bool | None = None) -> F:
     """Compile a function, or a module's forward; if that fails, say so once and run it as it is."""
-    compiled = torch.compile(function)
+    compiled = torch.compile(function, dynamic=dynamic)
     failed = False
 
     @functools.wraps(function)
@@ -42,3 +49,15 @@ def compile_if_possible(function: F) -> F:
         return function(*arguments, **named)
 
     return call  # type: ignore[return-value]
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile each block and each head's layers of a model, once for each shape that they meet.
+
+    Blocks that are alike share what was compiled for one of them, so that a deep network costs no more than a block.
+    """
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, _SHAPES)
+    for module in model.modules():
+        part = module.mlp if isinstance(module, ProjectionHead) else module
+        if isinstance(module, Block | ProjectionHead):
+            part.forward = compile_if_possible(part.forward, dynamic=False)

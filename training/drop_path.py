@@ -1,10 +1,13 @@
-"""Stochastic depth whose choices are a pure function of seed, step, layer and the row of the whole batch.
+"""Stochastic depth whose choices are a pure function of seed, step, pass, layer and the row of the whole batch.
 
 With torch's generators the choices would depend on the number of processes, and their state would have to be kept for
-an exact resume.
+an exact resume. All layers that a pass goes through get their choices in one draw before it: the blocks themselves hold
+nothing but a product, and are alike to a compiler.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -13,50 +16,96 @@ from torch import Tensor, nn
 _MASK = 0xFFFFFFFF
 
 
-class PureDropPath(nn.Module):
-    """Drop path (Huang et al. 2016) that hashes its position instead of asking a generator.
+class GivenDropPath(nn.Module):
+    """Drop path (Huang et al. 2016) that is told by what to scale each row: 0 drops it."""
+
+    scale: Tensor | None = None
+    """(rows,) float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, tokens, C) -> the same, scaled."""
+        if not self.training or self.scale is None:
+            return x
+        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+class DropPaths:
+    """Draws for all drop paths of a model, which it replaces.
+
+    A stack of blocks is an `nn.Sequential`; each time one is called is a pass, and passes are counted from 0 in each
+    step.
 
     Args:
-        rate: probability that a row's branch is dropped.
-        layer: number of this layer; each makes its own choices.
+        model: whose timm drop paths are replaced.
         rank: number of this process; row i of its share is row rank * rows + i of the whole batch.
     """
 
-    key: Tensor
-
-    def __init__(self, rate: float, layer: int, rank: int) -> None:
-        super().__init__()
-        self.rate = rate
-        self.layer = layer
+    def __init__(self, model: nn.Module, rank: int) -> None:
         self.rank = rank
-        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.layers = 0
+        self._key = 0
+        self._passes = 0
+        for stack in _outermost_stacks(model):
+            rates, layers = _replace(stack)
+            if layers:
+                stack.register_forward_pre_hook(_Draw(self, rates, layers))
+                self.layers += len(layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, tokens, C): zero the dropped rows, scale up the others."""
-        if not self.training or self.rate == 0:
-            return x
-        rows = torch.arange(len(x), device=x.device) + self.rank * len(x)
-        # The number of tokens tells the passes of global and local views apart.
-        keep = uniform(_mix(rows + _mix(self.key + self.layer * 7919 + x.shape[1] * 104729))) >= self.rate
-        return x * (keep.to(x.dtype) / (1 - self.rate)).view(-1, *[1] * (x.ndim - 1))
+    def begin(self, seed: int, step: int) -> None:
+        """Set what the choices of the coming step depend on."""
+        self._key = (seed * 1_000_003 + step) & _MASK
+        self._passes = 0
 
-
-def install(backbone: nn.Module, rank: int) -> list[PureDropPath]:
-    """Replace every drop path of a timm backbone and return the new ones; `set_key` them before each step."""
-    installed: list[PureDropPath] = []
-    for module in list(backbone.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, DropPath):
-                new = PureDropPath(child.drop_prob or 0.0, len(installed), rank)
-                setattr(module, name, new)
-                installed.append(new)
-    return installed
+    def next_key(self) -> int:
+        """Return the key of the next pass."""
+        self._passes += 1
+        return self._key + 104729 * (self._passes - 1)
 
 
-def set_key(layers: list[PureDropPath], seed: int, step: int) -> None:
-    """Set what the choices of the coming step depend on."""
-    for layer in layers:
-        layer.key.fill_((seed * 1_000_003 + step) & _MASK)
+class _Draw:
+    """Before a stack of blocks is called, hands each of its drop paths its rows' scales."""
+
+    def __init__(self, source: DropPaths, rates: list[float], layers: list[GivenDropPath]) -> None:
+        self.source = source
+        self.rates = torch.tensor(rates)[:, None]
+        self.layers = layers
+        self.first = source.layers
+
+    def __call__(self, stack: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if stack.training:
+            scales = self.draw(len(inputs[0]), inputs[0].device)
+            for layer, scale in zip(self.layers, scales.unbind(), strict=True):
+                layer.scale = scale
+
+    def draw(self, rows: int, device: torch.device) -> Tensor:
+        """Return (layers, rows) scales: 0, or what makes up for the dropped rows."""
+        key = self.source.next_key()
+        numbers = torch.arange(self.first, self.first + len(self.layers), device=device)
+        row = torch.arange(rows, device=device) + self.source.rank * rows
+        self.rates = self.rates.to(device)
+        keep = uniform(_mix(row + _mix(key + numbers * 7919)[:, None])) >= self.rates
+        return keep / (1 - self.rates)
+
+
+def _outermost_stacks(module: nn.Module) -> list[nn.Sequential]:
+    if isinstance(module, nn.Sequential):
+        return [module]
+    return [stack for child in module.children() for stack in _outermost_stacks(child)]
+
+
+def _replace(stack: nn.Sequential) -> tuple[list[float], list[GivenDropPath]]:
+    """Replace every drop path in a stack; return their rates and what stands there now."""
+    rates: list[float] = []
+    layers: list[GivenDropPath] = []
+    if any(isinstance(module, DropPath) for module in stack.modules()):
+        for module in list(stack.modules()):
+            for name, child in list(module.named_children()):
+                # timm leaves out those of rate 0, with which a block would be like all others to a compiler
+                if isinstance(child, DropPath) or name.startswith("drop_path"):
+                    layers.append(GivenDropPath())
+                    rates.append(getattr(child, "drop_prob", None) or 0.0)
+                    setattr(module, name, layers[-1])
+    return rates, layers
 
 
 def uniform(bits: Tensor) -> Tensor:

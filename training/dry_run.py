@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from training.clips import ClipIndex
 from training.dataset import ClipViews, Place
 from training.loss import chunk_of
 from training.methods.base import Method
+from training.plan import Phase, mean_cost
 from training.recipe import Recipe
 from training.sheet import draw_sheet
 from video_distilled_encoder.model_config import ModelConfig
@@ -36,7 +39,7 @@ def report(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig
     draw_sheet(clips, range(min(8, len(index))), picture)
     memory = expected_memory(recipe, clips, method, config, bf16)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
-    flops = flops_per_clip(clips, method, config)
+    flops = mean_cost(find_phases(clips, method, config))
     return (
         f"{recipe.to_yaml()}\n"
         f"{len(index.stores)} videos, {len(index)} clips; {steps} steps of {recipe.run.batch_size} clips\n"
@@ -80,6 +83,13 @@ def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig, progre
         method.train()(batch, progress).total.backward()
     method.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 2
+
+
+def find_phases(clips: ClipViews, method: Method, config: ModelConfig) -> list[Phase]:
+    """Return the stretches of a run whose steps cost the same; the cost is the arithmetic of a clip."""
+    method = deepcopy(method)  # whose running averages would move
+    ends = clips.recipe.phases()
+    return [Phase(end, flops_per_clip(clips, method, config, begin)) for begin, end in pairwise([0.0, *ends])]
 
 
 def _batch(clips: ClipViews, places: list[Place], config: ModelConfig) -> dict[str, Tensor]:

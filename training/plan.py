@@ -63,6 +63,13 @@ class Phase:
     """Of a step, in any unit that all phases share; measured seconds take its place when it has begun."""
 
 
+def mean_cost(phases: Sequence[Phase], progress: float = 0.0) -> float:
+    """Return the mean cost of what a run does after `progress`, which is less than 1."""
+    begins = [0.0, *(phase.end for phase in phases)]
+    shares = [max(end - max(begin, progress), 0.0) for begin, end in pairwise(begins)]
+    return sum(share * phase.cost for share, phase in zip(shares, phases, strict=True)) / (1 - progress)
+
+
 class Budget:
     """Revises a plan so that a run ends when its time does.
 
@@ -154,11 +161,8 @@ class Budget:
         """Return the plan whose end is nearest to that of the time, by what is known of the steps."""
         assert self._phase is not None
         progress = plan.progress(step)
-        # of the progress that is missing, the average step costs this many of the present phase's
-        begins = [0.0, *(phase.end for phase in self._phases)]
-        shares = [max(end - max(begin, progress), 0.0) for begin, end in pairwise(begins)]
-        ratio = sum(share * p.cost for share, p in zip(shares, self._phases, strict=True)) / self._phase.cost
-        remaining = (self.left() - (self.reserve or 0.0)) * (1 - progress) / (ratio * self._pace)
+        seconds = self._pace * mean_cost(self._phases, progress) / self._phase.cost
+        remaining = (self.left() - (self.reserve or 0.0)) / seconds
         return plan.revised(step, step + max(round(remaining), 0))
 
     def _at(self, progress: float) -> Phase:

@@ -16,9 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from training.clips import ClipIndex
 from training.curves import plot_curves
 from training.dataset import ClipViews, share_of_batch
 from training.distributed import World
-from training.dry_run import flops_per_clip, report
+from training.dry_run import find_phases, report
 from training.extract import default_root, extract_all
 from training.frame_store import FrameStore, open_stores
 from training.initial_weights import start_from
@@ -174,7 +172,7 @@ def train(
     if world.is_main:
         start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()
-    phases = [] if deadline is None else find_phases(recipe, index, method, config)
+    phases = [] if deadline is None else find_phases(ClipViews(index, recipe), method, config)
     frames = load_frames(recipe, stores, world)
     trainer = Trainer(recipe, method, index, config, out, world, frames)
     if saved:
@@ -223,15 +221,6 @@ def load_frames(recipe: Recipe, stores: Sequence[FrameStore], world: World) -> R
     on_device = recipe.clips.in_memory == "device"
     frames = ResidentFrames(stores, world.device if on_device else torch.device("cpu"))
     return frames if on_device else None
-
-
-def find_phases(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig) -> list[Phase]:
-    """Return the stretches of a run whose steps cost the same, as far as arithmetic tells."""
-    ends = recipe.views.phases()
-    if len(ends) == 1:
-        return [Phase(1.0, 1.0)]
-    clips, method = ClipViews(index, recipe), deepcopy(method)  # running averages would move
-    return [Phase(end, flops_per_clip(clips, method, config, begin)) for begin, end in pairwise([0.0, *ends])]
 
 
 def start_budget(deadline: float, phases: Sequence[Phase], world: World) -> Budget:

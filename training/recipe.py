@@ -91,7 +91,7 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the matrix products; auto takes bf16 on CUDA and fp32 on the CPU."""
     compile: bool = False
-    """Compile the backbones with torch.compile."""
+    """Compile the blocks and heads with torch.compile, once for each size of views."""
     workers: int | None = None
     """Processes that load and crop for each GPU; one per processor, less one, at most 16, if not given."""
     checkpoint_every: int = 500
@@ -134,6 +134,11 @@ class Recipe:
     """The method's own settings, its `Objective`."""
     optimizer: OptimizerConfig
     run: RunConfig
+
+    def phases(self) -> list[float]:
+        """Return where in the run, by its progress, its steps begin to cost something else, its end last."""
+        ends = {*self.views.phases(), *self.objective.phases()}
+        return [*sorted(ends - {0.0, 1.0}), 1.0]
 
     def trains_like(self, other: Recipe) -> bool:
         """Tell whether the two give the same weights: all settings are equal but those of loading and logging."""

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from training import handover
 from training.clips import ClipIndex
 from training.dataset import ClipViews
-from training.dry_run import flops_per_clip
+from training.dry_run import find_phases
 from training.evaluation.comparison import cell
 from training.evidence import Subject, add_arguments, in_folder, measure_all, read_figure
 from training.extract import extract_all
 from training.frame_store import ExtractConfig, FrameStore, open_stores
+from training.plan import mean_cost
 from training.pretrain import build_method, pretrain_whole
 from training.recipe import Recipe, read_recipe
 from training.yaml_files import find_file, names_in, read_mapping
@@ -70,6 +71,8 @@ class Study:
     """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
     columns: dict[str, str]
     """Figures in the table: by heading, "MEASURE FIGURE"."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the base, on top of its recipes."""
 
 
 @command
@@ -85,8 +88,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="only these")
     parser.add_argument("--measures", nargs="+", help="only these")
     add_arguments(parser)
-    args, settings = parser.parse_known_args()
+    args, given = parser.parse_known_args()
     study = read_study(args.study)
+    settings = [*(_option(key, value) for key, value in study.settings.items()), *given]
     study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
     study = with_architecture(study, read_recipe(study.recipe, settings).backbone.architecture)
     rows, measures = _only(study.rows, args.rows, "rows"), _only(study.measures, args.measures, "measures")
@@ -183,10 +187,10 @@ def _option(key: str, value: Any) -> str:
 
 
 def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
-    """Return the floating-point operations of one clip."""
+    """Return the floating-point operations of one clip, on the average of the run."""
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
-    return flops_per_clip(ClipViews(index, recipe), build_method(recipe, config), config)
+    return mean_cost(find_phases(ClipViews(index, recipe), build_method(recipe, config), config))
 
 
 def chained(recipe: Recipe, run: Path) -> Recipe:

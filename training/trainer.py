@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training import checkpoint, distributed, drop_path, photometric, stop
+from training import checkpoint, distributed, photometric, stop
 from training.checkpoint import Checkpoint
 from training.clips import ClipIndex
+from training.compiling import compile_parts
 from training.dataset import Sample, Schedule, load_batches
 from training.distributed import World
+from training.drop_path import DropPaths
 from training.log import Log
 from training.methods.base import Method
 from training.plan import Budget, Plan
@@ -65,7 +67,7 @@ class Trainer:
         self.checkpoints = out / "checkpoints"
         self.plan = Plan.of(recipe.run.total_steps(len(index)))
         self.step = 0
-        self.drop_paths = drop_path.install(method.student.backbone, world.rank)
+        self.drop_paths = DropPaths(method.student, world.rank)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(method.student), lr=0.0, betas=recipe.optimizer.betas, fused=True
         )
@@ -75,8 +77,7 @@ class Trainer:
         self.peak_learning_rate = recipe.optimizer.learning_rate * batch / 256
         self.bf16 = recipe.run.uses_bf16(world.device.type)
         if recipe.run.compile:
-            for backbone in (method.student.backbone, method.teacher.backbone):
-                backbone.forward_features = torch.compile(backbone.forward_features)  # type: ignore[method-assign]
+            compile_parts(self.method)
 
     def run(
         self, budget: Budget | None = None, leave: Callable[[], None] = lambda: None, clips_before: int = 0
@@ -191,7 +192,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         collected: list[dict[str, Tensor]] = []
         for number, part in enumerate(_split(sample, parts)):
-            drop_path.set_key(self.drop_paths, self.recipe.run.seed, self.step * parts + number)
+            self.drop_paths.begin(self.recipe.run.seed, self.step * parts + number)
             views = self.augment(part)
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
                 losses = self.method(views, progress)

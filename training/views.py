@@ -96,8 +96,8 @@ class ViewsConfig:
         return {"global": self.global_size, "local": self.local_size}[group]
 
     def phases(self) -> list[float]:
-        """Return where in the run the sizes change, its end last."""
-        return sorted({self.low_resolution, 1.0} - {0.0})
+        """Return where in the run, by its progress, the sizes change."""
+        return [self.low_resolution]
 
     def at(self, progress: float) -> ViewsConfig:
         """Return the settings in force when a share `progress` of the run is over."""

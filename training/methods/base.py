@@ -45,6 +45,10 @@ class DistillationObjective:
         if not 0 <= self.teacher_temperature_warmup <= 1:
             raise InputError("objective.teacher_temperature_warmup is a share of the run, in [0, 1]")
 
+    def phases(self) -> list[float]:
+        """Return where in the run, by its progress, its steps begin to cost something else."""
+        return []
+
 
 class Losses(NamedTuple):
     """What a method returns for one batch."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ class Objective(DistillationObjective):
     """Weight of equation 2; 0 leaves it out ("dense only")."""
     patch_share: float = 1.0
     """Share of the patches, drawn anew for each clip, whose tokens are compared: unbiased, and cheaper."""
+    token_dropout: float = 0.0
+    """Share of the run, from its start, in which the student sees no other patches of a frame than those
+    (`patch_share`): its steps are cheaper, and what it leaves out is to be inferred (token dropout, heavy at first and
+    none at the end: arXiv 2410.22364)."""
     teacher_frames: Literal["future", "last"] = "future"
     """Frames the teacher encodes: from the second on (both equations), or the last alone (the first paper's prose)."""
     local_path: Literal["predictor", "bypass"] = "predictor"
@@ -55,6 +59,15 @@ class Objective(DistillationObjective):
             raise InputError("objective.dense_weight and .global_weight must not be negative, nor both 0")
         if not 0 < self.patch_share <= 1:
             raise InputError(f"objective.patch_share must lie in (0, 1], got {self.patch_share}")
+        if not 0 <= self.token_dropout <= 1 or (self.token_dropout and self.patch_share == 1):
+            raise InputError(
+                "objective.token_dropout is a share of the run, in [0, 1], in which patches are left out: it wants a "
+                f".patch_share below 1; got {self.token_dropout} and {self.patch_share}"
+            )
+
+    def phases(self) -> list[float]:
+        """Return where in the run its steps begin to cost something else."""
+        return [self.token_dropout]
 
 
 def future_frames(objective: Objective, frames: int) -> list[int]:
@@ -144,6 +157,8 @@ class Method(BaseMethod):
     ) -> Tensor:
         """Equation 1.
 
+        While `token_dropout` lasts, the student sees of each frame the patches that are compared, and no others.
+
         Args:
             now: (B, F, 3, H, W) frames.
             patches: (B, F, N, C) the teacher's patch tokens of the frames that follow them.
@@ -151,18 +166,21 @@ class Method(BaseMethod):
             progress: share of the run that is over.
             metrics: receives the statistics of the targets.
         """
-        predicted = self.predict_patches(now)
-        if mask is not None:
-            count = round(self.objective.patch_share * mask.shape[-1])
-            # topk of a mask finds its places without asking the device how many there are
-            chosen = mask.float().topk(count, dim=-1, sorted=False).indices[..., None]
-            predicted, patches = (torch.take_along_dim(tokens, chosen, dim=2) for tokens in (predicted, patches))
-        return self.distill("patch", predicted, patches, progress, metrics)
+        if mask is None:
+            return self.distill("patch", self.predict_patches(now), patches, progress, metrics)
+        count = round(self.objective.patch_share * mask.shape[-1])
+        # topk of a mask finds its places without asking the device how many there are
+        chosen = mask.float().topk(count, dim=-1, sorted=False).indices[..., None]  # (B, F, k, 1)
+        if progress < self.objective.token_dropout:
+            predicted = self.predict_patches(now, chosen)
+        else:
+            predicted = torch.take_along_dim(self.predict_patches(now), chosen, dim=2)
+        return self.distill("patch", predicted, torch.take_along_dim(patches, chosen, dim=2), progress, metrics)
 
-    def predict_patches(self, now: Tensor) -> Tensor:
-        """(B, F, 3, H, W) frames -> (B, F, N, C) predicted patch tokens of the next frames."""
-        tokens = self.student.predictor(self._student_tokens(now.flatten(0, 1)))
-        return tokens[:, 1:].unflatten(0, now.shape[:2])
+    def predict_patches(self, now: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, F, 3, H, W) frames -> (B, F, N, C) predicted patch tokens of the next; of the (B, F, k, 1) seen alone."""
+        tokens = self._student_tokens(now.flatten(0, 1), None if seen is None else seen.flatten(0, 1))
+        return self.student.predictor(tokens)[:, 1:].unflatten(0, now.shape[:2])
 
     def predict_cls(self, local: Tensor) -> Tensor:
         """(B, F, L, 3, h, w) local views -> (B, F, L, C) predicted class tokens of their frames."""
@@ -173,13 +191,16 @@ class Method(BaseMethod):
             tokens = self.student.backbone.forward_features(pixels)
         return tokens[:, 0].unflatten(0, local.shape[:3])
 
-    def _student_tokens(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + N, C) tokens for the prediction head, after the final norm or before it."""
+    def _student_tokens(self, pixels: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) -> (B, 1 + N, C) tokens for the prediction head, after the final norm or before it.
+
+        Args:
+            pixels: what is encoded.
+            seen: (B, k, 1) the patches that are; all if it is not given.
+        """
         backbone = self.student.backbone
-        if self.objective.predictor.norm_input:
-            return backbone.forward_features(pixels)
-        layers: Any = backbone.forward_intermediates(
-            pixels, indices=1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-        )
-        ((patches, cls),) = layers
-        return torch.cat([cls, patches], dim=1)
+        tokens = backbone._pos_embed(backbone.patch_embed(pixels))
+        if seen is not None:
+            tokens = torch.cat([tokens[:, :1], torch.take_along_dim(tokens[:, 1:], seen, dim=1)], dim=1)
+        tokens = backbone.blocks(backbone.norm_pre(tokens))
+        return backbone.norm(tokens) if self.objective.predictor.norm_input else tokens

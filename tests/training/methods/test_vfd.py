@@ -167,3 +167,36 @@ def test_sampled_patches_are_those_of_the_mask_and_unbiased():
         sampled.load_state_dict(method.state_dict() | {"patch_balance.center": build().patch_balance.center})
     assert len(set(losses)) == 4
     assert np.mean(losses) == pytest.approx(whole, rel=1e-9)
+
+
+def test_with_token_dropout_the_student_sees_nothing_but_the_compared_patches():
+    settings = ["--objective.patch_share=0.25", "--objective.token_dropout=0.5", "--objective.global_weight=0.0"]
+    method, views = build(*settings), batch()
+    mask = torch.rand(2, 1, 16, generator=torch.Generator().manual_seed(3)).argsort(-1) < 4
+    views["global_mask"] = mask.expand(2, 3, 16)
+    hidden = ~mask.unflatten(-1, (4, 4)).repeat_interleave(16, -2).repeat_interleave(16, -1)  # (clips, 1, 64, 64)
+    noise = hidden * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(4), dtype=torch.double)
+    other = views["global"].clone()
+    other[:, 0] += noise  # the first frame is the one that the teacher does not see
+    method.frames = [1]
+
+    def dense(frames, progress):
+        method.patch_balance.center.zero_()
+        return method({**views, "global": frames}, progress).metrics["dense_loss"].item()
+
+    assert dense(views["global"], 0.2) == dense(other, 0.2)
+    assert dense(views["global"], 0.7) != dense(other, 0.7)
+
+
+def test_tokens_of_the_seen_patches_are_timm_s_of_a_backbone_without_the_others():
+    method, views = build("--objective.patch_share=0.25", "--objective.token_dropout=1.0"), batch()
+    pixels, backbone = views["global"][:, 0], method.student.backbone
+    seen = torch.tensor([[3, 5, 6], [0, 9, 12]])
+
+    class Seen(torch.nn.Module):
+        def forward(self, tokens):
+            return torch.cat([tokens[:, :1], tokens[:, 1:][torch.arange(2)[:, None], seen]], 1)
+
+    got = method._student_tokens(pixels, seen[..., None])
+    backbone.patch_drop = Seen()
+    assert torch.allclose(got, backbone.forward_features(pixels), atol=1e-12)
