@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from video_distilled_encoder.errors import InputError
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+_STEP = timedelta(minutes=10)
+"""How long a process may keep the others waiting in a step, before they take it for dead."""
+_EXTRACTION = timedelta(hours=24)
+"""How long elsewhere: one process of a machine may extract hours of video while the others wait."""
+_patient: dist.ProcessGroup | None = None
+"""All processes, for what may take that long and for small values."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +66,47 @@ def start(device: str) -> World:
     Raises:
         InputError: CUDA is asked for and not there, or there are fewer GPUs than processes.
     """
+    global _patient
     device = choose_device(device)
     rank, size, local = (int(os.environ.get(*entry)) for entry in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     place = torch.device("cpu")
     if device == "cuda":
-        count = torch.cuda.device_count()
-        if count == 0:
-            raise InputError("run.device is cuda, but torch sees no CUDA device; use run.device=cpu or mend the driver")
-        if local >= count:
-            raise InputError(f"process {local} of this machine has no GPU: there are {count}; start that many")
-        place = torch.device("cuda", local)
+        place = choose_gpu(local, torch.cuda.device_count())
         torch.cuda.set_device(place)
         torch.set_float32_matmul_precision("high")
     if size > 1 and not dist.is_initialized():
-        # The first process may extract hours of video while the others wait.
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=24))
+        if device == "cuda":
+            dist.init_process_group("nccl", timeout=_STEP, device_id=place)
+        else:
+            dist.init_process_group("gloo", timeout=_STEP)
+        _patient = dist.new_group(backend="gloo", timeout=_EXTRACTION)
+        if device == "cuda":
+            check_different(gather(str(torch.cuda.get_device_properties(place).uuid)))
     return World(rank, size, local, place)
+
+
+def choose_gpu(local: int, count: int) -> torch.device:
+    """Return the GPU of a process.
+
+    Args:
+        local: number of the process on its machine.
+        count: GPUs that it sees. If that is one, it is taken: schedulers like Slurm show each process its own.
+
+    Raises:
+        InputError: there is none for it.
+    """
+    if count == 0:
+        raise InputError("run.device is cuda, but torch sees no CUDA device; use run.device=cpu or mend the driver")
+    if local >= count > 1:
+        raise InputError(f"process {local} of this machine has no GPU: there are {count}; start that many")
+    return torch.device("cuda", 0 if count == 1 else local)
+
+
+def check_different(gpus: Sequence[str]) -> None:
+    """Raise an InputError if two processes have the same GPU, of those that the processes have, in their order."""
+    for rank, gpu in enumerate(gpus):
+        if (first := gpus.index(gpu)) != rank:
+            raise InputError(f"processes {first} and {rank} have one and the same GPU; start one process for each GPU")
 
 
 def choose_device(device: str) -> str:
@@ -99,18 +134,27 @@ def stop() -> None:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Return when every process has come here, be it hours later; no device takes part."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(_patient)
 
 
 def from_main(value: T) -> T:
-    """Return the main process's value in every process."""
+    """Return the main process's value in every process; it must be small, and no device takes part."""
     if not dist.is_initialized():
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=_patient)
     return box[0]
+
+
+def gather(value: T) -> list[T]:
+    """Return every process's value, in the order of their ranks; they must be small, and no device takes part."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_patient)
+    return values
 
 
 def average(tensor: Tensor) -> Tensor:
@@ -140,14 +184,14 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(seen.item())
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its mean over all processes, in one message.
-
-    A ViT-S has 22 M parameters: 88 MB once a step, which is not worth overlapping with the backward pass.
-    """
+def replicate(method: M) -> M | DistributedDataParallel:
+    """Return what to call in place of a method, so that its gradients are averaged over processes as they arise."""
     if not dist.is_initialized():
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+        return method
+    # Targets' running averages are the same in all processes, for what they follow was averaged.
+    return DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def without_averaging(method: nn.Module) -> AbstractContextManager[None]:
+    """Leave gradients as they are for a while: others of the same step are still to be added."""
+    return method.no_sync() if isinstance(method, DistributedDataParallel) else nullcontext()

@@ -141,12 +141,22 @@ def extract_once(
     skip_unreadable: bool = False,
     deadline: float | None = None,
 ) -> dict[Path, str]:
-    """Extract the videos in one process of each machine while the others wait; return the stores in all."""
+    """Extract the videos in one process of each machine while the others wait; return its stores in all of them.
+
+    Raises:
+        InputError: the machines have different videos.
+    """
     stores: dict[Path, str] = {}
     if world.local_rank == 0:
         stores = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable, deadline=deadline)
-    distributed.wait_for_all()
-    return distributed.from_main(stores)
+    of_all = distributed.gather(stores)
+    for rank, found in enumerate(of_all):
+        if found and [store.name for store in found] != [store.name for store in of_all[0]]:
+            raise InputError(
+                f"the machine of process {rank} has other videos than that of process 0: {len(found)} against "
+                f"{len(of_all[0])}, or others under the same names; give all machines the same"
+            )
+    return of_all[world.rank - world.local_rank]
 
 
 def train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ class Trainer:
     ) -> None:
         self.recipe = recipe
         self.method = method.to(world.device).train()
+        self.replica = distributed.replicate(self.method)
         self.index = index
         self.frames = frames
         self.mean = torch.tensor(model_config.mean, device=world.device)
@@ -194,12 +196,13 @@ class Trainer:
         for number, part in enumerate(_split(sample, parts)):
             self.drop_paths.begin(self.recipe.run.seed, self.step * parts + number)
             views = self.augment(part)
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-                losses = self.method(views, progress)
-            (losses.total / parts).backward()
+            last = number == parts - 1
+            with nullcontext() if last else distributed.without_averaging(self.replica):
+                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                    losses = self.replica(views, progress)
+                (losses.total / parts).backward()
             collected.append({"loss": losses.total.detach(), **losses.metrics})
         parameters = list(self.method.student.parameters())
-        distributed.average_gradients(parameters)
         norm = clip_each(parameters, self.recipe.optimizer.clip_grad)
         if progress < self.recipe.optimizer.freeze_last_layer:
             for parameter in self.method.last_layer():

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint
+from training import checkpoint, distributed
+from training.distributed import World, check_different, choose_gpu
 from training.log import read_log
+from training.pretrain import extract_once
 from training.recipe import read_recipe
-from video_distilled_encoder import Encoder
+from video_distilled_encoder import Encoder, InputError
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["--recipe", "smoke", "--run.steps=20", "--run.device=cpu", "--backbone.drop_path=0.2"]
@@ -111,3 +113,31 @@ def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, 
 
 def test_recipes_share_the_batch():
     assert read_recipe("vfd-vits16").run.batch_size % 8 == 0
+
+
+@pytest.mark.parametrize(("local", "count", "place"), [(0, 8, 0), (5, 8, 5), (0, 1, 0), (3, 1, 0)])
+def test_a_process_takes_the_gpu_of_its_number_or_the_only_one_that_it_sees(local, count, place):
+    assert choose_gpu(local, count) == torch.device("cuda", place)
+
+
+@pytest.mark.parametrize(("local", "count", "reason"), [(0, 0, "sees no CUDA device"), (2, 2, "there are 2")])
+def test_a_process_without_a_gpu_is_told(local, count, reason):
+    with pytest.raises(InputError, match=reason):
+        choose_gpu(local, count)
+
+
+def test_two_processes_on_one_gpu_are_told():
+    check_different(["GPU-1", "GPU-2"])
+    with pytest.raises(InputError, match="processes 0 and 2 have one and the same GPU"):
+        check_different(["GPU-1", "GPU-2", "GPU-1"])
+
+
+def test_each_machine_reads_the_stores_where_it_has_them(monkeypatch, tmp_path):
+    world = World(rank=3, size=4, local_rank=1, device=torch.device("cpu"))
+    here, there = ({Path(root, "10fps", f"{name}.zip"): "videos" for name in "ab"} for root in ("/here", "/there"))
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: None)
+    monkeypatch.setattr(distributed, "gather", lambda stores: [here, {}, there, stores])
+    assert extract_once(world, [], tmp_path, read_recipe("smoke")) == there
+    there.pop(Path("/there/10fps/a.zip"))
+    with pytest.raises(InputError, match="the machine of process 2 has other videos than that of process 0: 1 against"):
+        extract_once(world, [], tmp_path, read_recipe("smoke"))
