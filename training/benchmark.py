@@ -1,14 +1,14 @@
 """`python -m training.benchmark --data VIDEO… --recipe NAME`: how fast this machine extracts, loads and trains.
 
 Prints frames/s extracted, clips/s loaded (with the recipe's workers and nothing else to do), and of real training steps
-clips/s, the share of time spent waiting for data, and peak memory. The first steps are left out.
+clips/s, the shares of the time that go into waiting for data, balancing the targets and the loss, TFLOP/s beside what
+the card can do (null where that is not known), and peak memory. The first steps are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -21,8 +21,9 @@ import torch
 
 from training import distributed
 from training.clips import ClipIndex
-from training.dataset import Schedule, load_batches
+from training.dataset import ClipViews, Schedule, load_batches
 from training.distributed import World
+from training.dry_run import find_phases
 from training.extract import extract_all
 from training.frame_store import open_stores
 from training.log import read_log
@@ -86,26 +87,30 @@ def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
 
 def time_training(
     recipe: Recipe, index: ClipIndex, world: World, steps: int, frames: ResidentFrames | None
-) -> dict[str, float]:
-    """Train for a few steps; return rates, the share of time spent waiting for data, and the peak memory."""
+) -> dict[str, float | None]:
+    """Train for a few steps; return rates, shares of the time, and the peak memory."""
     recipe = _shortened(recipe, steps)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
+    method = build_method(recipe, config)
+    phases = find_phases(ClipViews(index, recipe), method, config)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, build_method(recipe, config), index, config, Path(folder), world, frames)
+        trainer = Trainer(recipe, method, index, config, Path(folder), world, phases, frames)
         trainer.run()
         rows = read_log(trainer.log.path)[_WARM_UP:]
-    seconds, waited = (sum(row[name] for row in rows) for name in ("seconds", "data_wait"))
-    if world.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "steps_per_second": round(len(rows) / seconds, 3),
-        "clips_per_second": round(len(rows) * recipe.run.batch_size / seconds, 2),
-        "data_wait_share": round(waited / seconds, 3),
-        "peak_memory_gib": round(peak / 2**30, 2),
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    seconds = means["seconds"]
+    figures = {
+        "steps_per_second": 1 / seconds,
+        "clips_per_second": recipe.run.batch_size / seconds,
+        "data_wait_share": means["data_wait"] / seconds,
+        "balance_share": means["balance_time"] / seconds,
+        "loss_share": means["loss_time"] / seconds,
+        "tflop_per_second": means["tflop_per_second"],
+        "utilization": means.get("utilization"),
+        "peak_memory_gib": means["memory_gib"],
     }
+    return {name: value if value is None else float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def _shortened(recipe: Recipe, steps: int) -> Recipe:

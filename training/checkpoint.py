@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -35,25 +36,62 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
-def save(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint into `root`, then delete all but the newest `keep`.
+class CheckpointWriter:
+    """Writes checkpoints one after another while training goes on; as a context, it ends with all written.
 
-    Raises:
-        InputError: it cannot be written; the earlier ones are as they were.
+    Args:
+        root: where they go.
+        keep: the newest so many are kept.
     """
-    path = root / f"step-{checkpoint.step:08d}"
-    with atomic_directory(path) as staging:
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root = root
+        self.keep = keep
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Take a copy of a checkpoint, and see that it is written.
+
+        Raises:
+            InputError: the one before could not be written; earlier ones are as they were.
+        """
+        self.wait()
+        tensors = {
+            kind: {name: value.detach().to("cpu", copy=True) for name, value in getattr(checkpoint, kind).items()}
+            for kind in _TENSORS
+        }
+        self._last = self._thread.submit(_write, self.root, replace(checkpoint, **tensors), self.keep)
+
+    def wait(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            InputError: something cannot be written; earlier checkpoints are as they were.
+        """
+        if self._last:
+            last, self._last = self._last, None
+            last.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+
+def _write(root: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Write a checkpoint into `root`, then delete all but the newest `keep`."""
+    with atomic_directory(root / f"step-{checkpoint.step:08d}") as staging:
         sums = {}
         for name in _TENSORS:
             file = staging / f"{name}.safetensors"
-            tensors = {key: value.detach().cpu().contiguous() for key, value in getattr(checkpoint, name).items()}
-            save_file(tensors, file)
+            save_file({key: value.contiguous() for key, value in getattr(checkpoint, name).items()}, file)
             sums[file.name] = sha256(file)
         state = {"step": checkpoint.step, "plan": checkpoint.plan.knots, "sha256": sums}
         (staging / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for old in _paths(root)[keep:]:
         shutil.rmtree(old)
-    return path
 
 
 def load_newest(root: Path) -> Checkpoint | None:

@@ -16,8 +16,11 @@ _PANELS = {
     "effective rank of the teacher's features": ("patch_feature_rank", "cls_feature_rank"),
     "largest gradient norm of a tensor": ("grad_norm",),
     "clips per second": ("clips_per_second",),
-    "seconds of a step waiting for data": ("data_wait",),
+    "seconds of a step, and of its parts": ("seconds", "data_wait", "balance_time", "loss_time"),
+    "TFLOP per second": ("tflop_per_second",),
+    "peak memory (GiB)": ("memory_gib",),
 }
+_COLUMNS = 5
 
 
 def plot_curves(log: Path, picture: Path) -> None:
@@ -31,15 +34,19 @@ def plot_curves(log: Path, picture: Path) -> None:
 
     rows = read_log(log)
     steps = [row["step"] for row in rows]
-    figure, axes = plt.subplots(2, 4, figsize=(17, 6.5), layout="constrained")
-    for axis, (title, names) in zip(axes.flat, _PANELS.items(), strict=True):
+    known = {title: [name for name in names if rows and name in rows[0]] for title, names in _PANELS.items()}
+    known = {title: names for title, names in known.items() if names} or {"no step": []}
+    height = -(-len(known) // _COLUMNS)
+    figure, axes = plt.subplots(height, _COLUMNS, figsize=(20, 3.2 * height), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(known) :]:
+        axis.set_axis_off()
+    for axis, (title, names) in zip(axes.flat, known.items(), strict=False):
         for name in names:
-            if rows and name in rows[0]:
-                axis.plot(steps, [row[name] for row in rows], label=name.replace("_", " "), linewidth=1)
+            axis.plot(steps, [row[name] for row in rows], label=name.replace("_", " "), linewidth=1)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        if rows and len(names) > 1:
+        if len(names) > 1:
             axis.legend(fontsize=8)
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=110)

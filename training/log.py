@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,24 @@ _COLLAPSED_STD = 0.02
 _COLLAPSE_STEPS = 50
 
 
+class Step(NamedTuple):
+    """What is logged of a step."""
+
+    values: Mapping[str, float]
+    """Known when it is handed over; among them the `step` and the `seconds` since the one before."""
+    metrics: Mapping[str, Tensor]
+    """Scalars that stay on the device."""
+    rates: Mapping[str, float]
+    """How much of something was done in the step, which is logged by the second."""
+    times: Callable[[], Mapping[str, float]]
+    """Returns the seconds of its parts, once the device has done them."""
+
+
 class Log:
     """Collects every step's numbers; metrics stay on the device until a block of steps is written.
+
+    A device works behind the processor that gives it its work. So the seconds of a step are the mean of its block, at
+    whose end the two come together.
 
     Args:
         out: the run directory; the main process writes `log.jsonl` and `tensorboard/` in it.
@@ -32,34 +48,41 @@ class Log:
         self.path = out / "log.jsonl"
         self.every = every
         self.world = world
-        self._held: list[tuple[Mapping[str, float], dict[str, Tensor]]] = []
+        self._held: list[Step] = []
         self._collapsed = 0
         self._sinks: list[Any] = []
         if world.is_main:
             self._sinks = [sink for sink in (_tensorboard(out), _wandb(out, wandb)) if sink is not None]
 
-    def add(self, values: Mapping[str, float], metrics: dict[str, Tensor]) -> list[dict[str, float]]:
+    def add(self, step: Step) -> list[dict[str, float]]:
         """Add a step; return the rows of the block if this completes one.
 
         Raises:
             InputError: a loss is not finite, or the features have collapsed.
         """
-        self._held.append((values, metrics))
+        self._held.append(step)
         return self.flush() if len(self._held) >= self.every else []
 
     def flush(self) -> list[dict[str, float]]:
         """Write the steps held back and return their rows."""
         if not self._held:
             return []
-        names = list(self._held[0][1])
+        names = list(self._held[0].metrics)
         device = self.world.device
         table = torch.stack(
-            [torch.stack([m[name].detach().float().to(device) for name in names]) for _, m in self._held]
+            [torch.stack([step.metrics[name].detach().float().to(device) for name in names]) for step in self._held]
         )
         numbers = distributed.average(table).tolist()
+        seconds = sum(step.values["seconds"] for step in self._held) / len(self._held)
         rows = [
-            {**values, **dict(zip(names, row, strict=True))}
-            for (values, _), row in zip(self._held, numbers, strict=True)
+            {
+                **step.values,
+                **step.times(),
+                "seconds": seconds,
+                **{name: amount / seconds for name, amount in step.rates.items()},
+                **dict(zip(names, row, strict=True)),
+            }
+            for step, row in zip(self._held, numbers, strict=True)
         ]
         self._held.clear()
         if self.world.is_main:
@@ -85,7 +108,7 @@ class Log:
                     f"the loss became {row['loss']} at step {row['step']:.0f}; lower optimizer.learning_rate, raise "
                     "optimizer.warmup, or set run.precision to fp32, and --resume from the last checkpoint"
                 )
-            spread = min(value for name, value in row.items() if name.endswith("feature_std"))
+            spread = min((value for name, value in row.items() if name.endswith("feature_std")), default=1.0)
             self._collapsed = self._collapsed + 1 if spread < _COLLAPSED_STD else 0
             if self._collapsed >= _COLLAPSE_STEPS:
                 raise InputError(

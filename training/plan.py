@@ -63,6 +63,11 @@ class Phase:
     """Of a step, in any unit that all phases share; measured seconds take its place when it has begun."""
 
 
+def cost_at(phases: Sequence[Phase], progress: float) -> float:
+    """Return the cost of a step."""
+    return next((phase for phase in phases if progress < phase.end), phases[-1]).cost
+
+
 def mean_cost(phases: Sequence[Phase], progress: float = 0.0) -> float:
     """Return the mean cost of what a run does after `progress`, which is less than 1."""
     begins = [0.0, *(phase.end for phase in phases)]

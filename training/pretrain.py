@@ -182,9 +182,9 @@ def train(
     if world.is_main:
         start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()
-    phases = [] if deadline is None else find_phases(ClipViews(index, recipe), method, config)
+    phases = find_phases(ClipViews(index, recipe), method, config)
     frames = load_frames(recipe, stores, world)
-    trainer = Trainer(recipe, method, index, config, out, world, frames)
+    trainer = Trainer(recipe, method, index, config, out, world, phases, frames)
     if saved:
         trainer.resume(saved)
     budget = None if deadline is None else start_budget(deadline, phases, world)
@@ -208,6 +208,7 @@ def train(
             run = handover.facts_of(trainer.step, trainer.plan, yaml.safe_load(recipe.to_yaml()))
             architecture = recipe.backbone.architecture
             handover.write(out / handover.FOLDER, method, architecture, [*before, run], shard_mib)
+        trainer.checkpoints.wait()
 
     try:
         finished = trainer.run(budget, leave, sum(run["clips"] for run in before))

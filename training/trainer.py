@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training import checkpoint, distributed, photometric, stop
-from training.checkpoint import Checkpoint
+from training import distributed, photometric, stop
+from training.checkpoint import Checkpoint, CheckpointWriter
 from training.clips import ClipIndex
 from training.compiling import compile_parts
 from training.dataset import Sample, Schedule, load_batches
 from training.distributed import World
 from training.drop_path import DropPaths
-from training.log import Log
+from training.log import Log, Step
 from training.methods.base import Method
-from training.plan import Budget, Plan
+from training.monitors import bf16_peak, peak_memory
+from training.plan import Budget, Phase, Plan, cost_at
 from training.recipe import Recipe
 from training.resident import ResidentFrames
 from training.schedules import cosine, warmup_cosine
@@ -44,6 +45,7 @@ class Trainer:
         model_config: mean and standard deviation of the pixels.
         out: the run directory; receives the log and `checkpoints/`.
         world: this process among its peers.
+        phases: of the run, by the floating-point operations of a clip.
         frames: on the device, if that cuts the views (`clips.in_memory: device`).
     """
 
@@ -55,18 +57,20 @@ class Trainer:
         model_config: ModelConfig,
         out: Path,
         world: World,
+        phases: Sequence[Phase],
         frames: ResidentFrames | None = None,
     ) -> None:
         self.recipe = recipe
         self.method = method.to(world.device).train()
         self.replica = distributed.replicate(self.method)
         self.index = index
+        self.phases = phases
         self.frames = frames
         self.mean = torch.tensor(model_config.mean, device=world.device)
         self.std = torch.tensor(model_config.std, device=world.device)
         self.world = world
         self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
-        self.checkpoints = out / "checkpoints"
+        self.checkpoints = CheckpointWriter(out / "checkpoints", recipe.run.keep_checkpoints)
         self.plan = Plan.of(recipe.run.total_steps(len(index)))
         self.step = 0
         self.drop_paths = DropPaths(method.student, world.rank)
@@ -78,6 +82,9 @@ class Trainer:
             batch *= recipe.clips.frames
         self.peak_learning_rate = recipe.optimizer.learning_rate * batch / 256
         self.bf16 = recipe.run.uses_bf16(world.device.type)
+        self.peak = None
+        if world.device.type == "cuda" and self.bf16:
+            self.peak = bf16_peak(torch.cuda.get_device_name(world.device))
         if recipe.run.compile:
             compile_parts(self.method)
 
@@ -111,7 +118,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=not self.world.is_main,
         )
-        with bar:
+        with bar, self.checkpoints:
             while self.step < self.plan.steps and not self._any_process(stop.asked()):
                 self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:
@@ -166,12 +173,18 @@ class Trainer:
         values = self.set_schedules()
         metrics = self.optimize(sample, values["teacher_momentum"])
         self.step += 1
-        seconds = time.perf_counter() - begin
-        times = {"seconds": seconds, "data_wait": waited, "clips_per_second": self.recipe.run.batch_size / seconds}
-        if rows := self.log.add({"step": self.step, **values, **times}, metrics):
-            share = sum(row["data_wait"] for row in rows) / sum(row["seconds"] for row in rows)
-            bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", data_wait=f"{share:.0%}", refresh=False)
+        values = {"step": self.step, **values, "data_wait": waited, "memory_gib": peak_memory(self.world.device)}
+        values["seconds"] = time.perf_counter() - begin
+        if rows := self.log.add(Step(values, metrics, self._rates(), self.method.stopwatch.take())):
+            bar.set_postfix(_postfix(rows), refresh=False)
         bar.update()
+
+    def _rates(self) -> dict[str, float]:
+        """Return what the last step did, for all processes together."""
+        clips = self.recipe.run.batch_size
+        tflop = clips * cost_at(self.phases, self.plan.progress(self.step - 1)) / 1e12
+        rates = {"clips_per_second": float(clips), "tflop_per_second": tflop}
+        return rates | ({"utilization": tflop / self.peak} if self.peak else {})
 
     def set_schedules(self) -> dict[str, float]:
         """Set learning rate and weight decay for the coming step; return all scheduled values."""
@@ -226,11 +239,12 @@ class Trainer:
         return pixels | masks
 
     def save(self) -> None:
-        """Write what the log holds back, and a checkpoint."""
+        """Write what the log holds back, and a checkpoint, the latter while training goes on."""
         self.log.flush()
         if self.world.is_main:
-            state = Checkpoint(self.step, self.plan, dict(self.method.state_dict()), self._optimizer_state())
-            checkpoint.save(self.checkpoints, state, self.recipe.run.keep_checkpoints)
+            self.checkpoints.save(
+                Checkpoint(self.step, self.plan, dict(self.method.state_dict()), self._optimizer_state())
+            )
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -247,6 +261,18 @@ class Trainer:
             for entry, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"{name}/{entry}"] = value
         return state
+
+
+def _postfix(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return what the bar tells of a block of steps."""
+    last = rows[-1]
+    seconds = sum(row["seconds"] for row in rows)
+    parts = ["data_wait", *(name for name in last if name.endswith("_time"))]
+    shares = {name.replace("_", " "): f"{sum(row[name] for row in rows) / seconds:.0%}" for name in parts}
+    speed = {"clips/s": f"{last['clips_per_second']:.0f}", "TFLOP/s": f"{last['tflop_per_second']:.3g}"}
+    if "utilization" in last:
+        speed["of peak"] = f"{last['utilization']:.0%}"
+    return {"loss": f"{last['loss']:.3f}", **shares, **speed, "GiB": f"{last['memory_gib']:.1f}"}
 
 
 def clip_each(parameters: Sequence[torch.nn.Parameter], limit: float | None) -> Tensor:

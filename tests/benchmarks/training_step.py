@@ -27,6 +27,7 @@ from torch import Tensor
 
 from training import distributed
 from training.dataset import Sample
+from training.plan import Phase
 from training.pretrain import build_method
 from training.recipe import Recipe, read_recipe
 from training.trainer import Trainer
@@ -49,7 +50,9 @@ def make_views(recipe: Recipe, device: str) -> dict[str, Tensor]:
 def ours(recipe: Recipe, device: str) -> Step:
     config, world = ModelConfig(), distributed.start(device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, build_method(recipe, config), range(1000), config, Path(folder), world)
+        trainer = Trainer(
+            recipe, build_method(recipe, config), range(1000), config, Path(folder), world, [Phase(1.0, 1.0)]
+        )
     trainer.set_schedules()
     empty = {}
 

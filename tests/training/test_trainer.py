@@ -1,6 +1,7 @@
 import math
 import random
 from collections import deque
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,7 +72,7 @@ def trainer_and_sample(clip, folder, device, *settings):
     index = ClipIndex(open_stores({extract_video(clip, folder, recipe.extract): "videos"}), recipe.clips, 0)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
-    trainer = Trainer(recipe, build_method(recipe, config), index, config, folder, world)
+    trainer = Trainer(recipe, build_method(recipe, config), index, config, folder, world, [Phase(1.0, 1e9)])
     return trainer, next(load_batches(index, recipe, Schedule(recipe, Plan.of(2), 0, world), world))
 
 
@@ -130,7 +131,7 @@ class Clocked(Trainer):
         self.recipe, self.index, self.step_seconds = recipe, None, step_seconds
         self.world = World(0, 1, 0, torch.device("cpu"))
         self.plan, self.step, self.now = Plan.of(10), 0, 0.0
-        self.log = SimpleNamespace(cut=lambda step: None)
+        self.log, self.checkpoints = SimpleNamespace(cut=lambda step: None), nullcontext()
         self.seen, self.saved = [], []
 
     def _train_step(self, batches, bar):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from training import distributed
 from training.heads import HeadConfig, ProjectionHead
 from training.loss import distill
+from training.monitors import Stopwatch
 from training.schedules import linear_warmup
 from training.targets import Balance, TargetKind
 from video_distilled_encoder.errors import InputError
@@ -89,6 +90,8 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.student = student
         self.teacher = teacher
+        self.stopwatch = Stopwatch()
+        """Of the parts of a step that are no network: `balance_time` of the targets, and `loss_time`."""
         self._settings = objective
         arguments = (objective.head.prototypes, objective.targets, objective.center_momentum)
         self.cls_balance = Balance(*arguments)
@@ -145,20 +148,22 @@ class Method(nn.Module, ABC):
         with torch.no_grad():
             teacher = teacher_head.project(tokens)
             prototypes = teacher_head.weight()
-            bias = balance(teacher.flatten(0, -2), prototypes, temperature)
+            with self.stopwatch.part("balance_time", teacher.device):
+                bias = balance(teacher.flatten(0, -2), prototypes, temperature)
             if chosen is not None:
                 teacher = torch.take_along_dim(teacher, chosen[..., None], dim=-2)
         student = student_head.project(predicted.flatten(0, -2))
-        result = distill(
-            student,
-            student_head.weight(),
-            teacher.flatten(0, -2),
-            prototypes,
-            bias,
-            student_temperature=self._settings.student_temperature,
-            teacher_temperature=temperature,
-            weights=None if weights is None else weights.flatten(),
-        )
+        with self.stopwatch.part("loss_time", student.device):
+            result = distill(
+                student,
+                student_head.weight(),
+                teacher.flatten(0, -2),
+                prototypes,
+                bias,
+                student_temperature=self._settings.student_temperature,
+                teacher_temperature=temperature,
+                weights=None if weights is None else weights.flatten(),
+            )
         metrics[f"{kind}_entropy"] = result.entropy
         metrics[f"{kind}_batch_entropy"] = torch.special.entr(distributed.average(result.mean_target)).sum()
         metrics[f"{kind}_feature_std"], metrics[f"{kind}_feature_rank"] = feature_spread(tokens)
