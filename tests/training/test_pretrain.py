@@ -146,7 +146,7 @@ def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, t
 
 
 def test_a_time_too_short_to_begin_is_refused(clip, frames, tmp_path):
-    with pytest.raises(InputError, match=r"the time was over .* before training could begin; give more --max-time"):
+    with pytest.raises(InputError, match="the time was over when 0 of 1 videos were extracted"):
         pretrain([clip], tmp_path / "short", read_recipe("smoke"), frames=frames, max_seconds=0.0)
 
 

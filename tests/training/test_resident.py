@@ -84,8 +84,9 @@ def test_crops_are_those_of_the_workers_to_a_grey_level(clip, tmp_path, size):
     assert got.shape == (5, 6, 3, size, size)
     assert difference.float().mean() < 0.5
     assert difference[::2].max() <= 3
-    # where noise overshoots, the workers' 8-bit lines between the two passes are cut off at black and white
-    assert difference[1::2].max() <= 16
+    # where noise overshoots, the workers' 8-bit lines between the two passes are cut off at black and white, and how
+    # they are rounded differs between processors
+    assert (difference[1::2] > 3).float().mean() < 0.01
 
 
 def test_views_and_colours_are_those_that_workers_cut(clip, tmp_path):
