@@ -18,6 +18,18 @@ class Box(NamedTuple):
         """Return the same region in the coordinates of a box that holds it."""
         return Box(self.left - outer.left, self.top - outer.top, self.width, self.height)
 
+    def widened(self, step: int) -> Box:
+        """Return the smallest box around this one whose borders are multiples of `step`."""
+        left, top = self.left // step * step, self.top // step * step
+        right, bottom = (-(-end // step) * step for end in (self.left + self.width, self.top + self.height))
+        return Box(left, top, right - left, bottom - top)
+
+    def divided(self, by: int) -> Box:
+        """Return the same region of a picture whose sides are divided, to the nearest pixel."""
+        left, top = round(self.left / by), round(self.top / by)
+        right, bottom = round((self.left + self.width) / by), round((self.top + self.height) / by)
+        return Box(left, top, right - left, bottom - top)
+
 
 def around(boxes: Iterable[Box]) -> Box:
     """Return the smallest box that holds all of several."""

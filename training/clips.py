@@ -27,6 +27,9 @@ class ClipsConfig:
     in_memory: bool | Literal["device"] = False
     """Keep all decoded frames in memory, for data that fit: no frame is decoded twice. `device`: in the memory of the
     device that trains, which then cuts the views as well."""
+    reduced: bool = False
+    """Decode a frame at a half, a quarter or an eighth of its size where all its views have still twice their pixels:
+    for large frames, when they are not in memory."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride <= 0:

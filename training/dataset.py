@@ -77,7 +77,8 @@ class ClipViews(Dataset[Sample]):
                 for group, found in groups.items()
             }
         else:
-            pixels = cut_all(lambda frame, box: store.read(int(numbers[frame]), box), views, now)
+            reduced = recipe.clips.reduced and store.pixels is None
+            pixels = cut_all(lambda frame, *where: store.read(int(numbers[frame]), *where), views, now, reduced)
         parameters = {group: draw_parameters(rng, found, recipe.photometric) for group, found in groups.items()}
         masks = {
             group: np.stack([view.mask for view in found if view.mask is not None])

@@ -139,19 +139,22 @@ class FrameStore:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 
-    def read(self, index: int, box: Box | None = None) -> np.ndarray:
-        """Return frame `index`, or a region of it, as (H, W, 3) uint8 RGB."""
+    def read(self, index: int, box: Box | None = None, scale: int = 1) -> np.ndarray:
+        """Return frame `index`, or a region of it, as (H, W, 3) uint8 RGB, at 1/`scale` of its size (`jpeg.decode`).
+
+        In memory frames are whole: there `scale` is 1.
+        """
         if self.pixels is None:
-            return self.decode(index, box)
+            return self.decode(index, box, scale)
         frame = self.pixels[index].numpy()
         return frame if box is None else frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
-    def decode(self, index: int, box: Box | None = None) -> np.ndarray:
-        """Read frame `index`, or a region of it, from the file."""
+    def decode(self, index: int, box: Box | None = None, scale: int = 1) -> np.ndarray:
+        """Read frame `index`, or a region of it, from the file, at 1/`scale` of its size."""
         if self._file is None:
             self._file = io.FileIO(self.path)
         data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
-        return jpeg.decode(data, box)
+        return jpeg.decode(data, box, scale)
 
     def bytes_in_memory(self) -> int:
         """Return how much memory all frames take decoded."""

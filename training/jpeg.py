@@ -28,17 +28,26 @@ def encode(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes, box: Box | None = None) -> np.ndarray:
+def decode(data: bytes, box: Box | None = None, scale: int = 1) -> np.ndarray:
     """Return the pixels of a JPEG from `encode`, or of a region of it, as (H, W, 3) uint8.
 
     A region has the pixels that it has in the whole picture, bit for bit.
+
+    Args:
+        data: the JPEG.
+        box: the region; its sides are multiples of `scale` but where it ends with the picture.
+        scale: 2, 4 or 8 for a half, a quarter or an eighth of the size, which is decoded at once (JPEG's scaled
+            inverse transform) for less than the whole costs.
     """
     if box is None:
         return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
     part, cover = _cut_out(data, box)
-    pixels = np.array(Image.open(io.BytesIO(part)).convert("RGB"))
-    left, top = box.left - cover.left, box.top - cover.top
-    return pixels[top : top + box.height, left : left + box.width]
+    image = Image.open(io.BytesIO(part))
+    if scale > 1:
+        image.draft("RGB", (max(cover.width // scale, 1), max(cover.height // scale, 1)))
+    pixels = np.array(image.convert("RGB"))
+    left, top = (box.left - cover.left) // scale, (box.top - cover.top) // scale
+    return pixels[top : top - (-box.height // scale), left : left - (-box.width // scale)]
 
 
 def _restart_interval(width: int) -> int:

@@ -146,6 +146,7 @@ class Recipe:
         run = replace(other.run, **{name: getattr(self.run, name) for name in free})
         ours, theirs = self.clips.in_memory, other.clips.in_memory
         alike = (ours == "device") == (theirs == "device")  # a device cuts views to a rounding
+        alike &= not self.clips.reduced or bool(ours) == bool(theirs)
         clips = replace(other.clips, in_memory=ours if alike else theirs)
         return self == replace(other, run=run, clips=clips)
 

@@ -152,21 +152,35 @@ def cut(pixels: Tensor, box: Box, size: int, flip: bool) -> Tensor:
     return resized.flip(2) if flip else resized
 
 
-def cut_all(read: Callable[[int, Box], np.ndarray], views: Sequence[View], config: ViewsConfig) -> dict[str, Tensor]:
+def cut_all(
+    read: Callable[[int, Box, int], np.ndarray], views: Sequence[View], config: ViewsConfig, reduced: bool = False
+) -> dict[str, Tensor]:
     """Cut views from the frames of a clip, of each of which only the region that they cover is read.
 
     Args:
-        read: returns a region of a frame of the clip as (H, W, 3) uint8.
+        read: returns a region of a frame of the clip at 1/n of its size as (H, W, 3) uint8.
         views: what to cut.
         config: sizes.
+        reduced: read a frame at 1/2, 1/4 or 1/8 of its size where its views are so much smaller.
 
     Returns:
         The views of each group, in order, as (n, 3, size, size) uint8.
     """
-    regions = {n: around(view.box for view in views if view.frame == n) for n in {view.frame for view in views}}
-    frames = {number: torch.from_numpy(read(number, region)) for number, region in regions.items()}
     cuts: dict[str, list[Tensor]] = {}
+    frames = {}
+    for number in {view.frame for view in views}:
+        of_frame = [view for view in views if view.frame == number]
+        scale = largest_scale(of_frame, config) if reduced else 1
+        region = around(view.box for view in of_frame).widened(scale)
+        frames[number] = torch.from_numpy(read(number, region, scale)), region, scale
     for view in views:
-        box = view.box.within(regions[view.frame])
-        cuts.setdefault(view.group, []).append(cut(frames[view.frame], box, config.size_of(view.group), view.flip))
+        pixels, region, scale = frames[view.frame]
+        box = view.box.within(region).divided(scale)
+        cuts.setdefault(view.group, []).append(cut(pixels, box, config.size_of(view.group), view.flip))
     return {group: torch.stack(found) for group, found in cuts.items()}
+
+
+def largest_scale(views: Sequence[View], config: ViewsConfig) -> int:
+    """Return by which of 1, 2, 4 and 8 a frame may be divided so that all its views have still twice their pixels."""
+    spare = min(min(view.box.width, view.box.height) / config.size_of(view.group) for view in views) / 2
+    return max(scale for scale in (1, 2, 4, 8) if scale == 1 or scale <= spare)

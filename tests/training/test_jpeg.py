@@ -34,3 +34,20 @@ def test_markers_cost_little():
     plain = io.BytesIO()
     image.save(plain, "JPEG", quality=90)
     assert len(jpeg.encode(image, 90)) < 1.06 * len(plain.getvalue())
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("size", [(320, 180), (449, 253), (1280, 720)])
+def test_a_region_at_a_part_of_its_size_is_what_the_whole_picture_shows_there(size, scale):
+    data = jpeg.encode(photograph(*size), 90)
+    whole = Image.open(io.BytesIO(data))
+    whole.draft("RGB", (size[0] // scale, size[1] // scale))
+    whole = np.asarray(whole)
+    assert whole.shape[:2] == (-(-size[1] // scale), -(-size[0] // scale))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        width, height = (int(rng.integers(20, side + 1)) for side in size)
+        left, top = int(rng.integers(size[0] - width + 1)), int(rng.integers(size[1] - height + 1))
+        box = Box(left, top, width, height).widened(scale)
+        expected = whole[box.top // scale :, box.left // scale :][: box.height // scale, : box.width // scale]
+        assert np.array_equal(jpeg.decode(data, box, scale), expected), box

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from training import jpeg
 from training.box import Box
 from training.methods.vfd import plan_views
 from training.recipe import read_recipe
-from training.views import ViewsConfig, cut, cut_all, pre_crop, random_box
+from training.views import View, ViewsConfig, cut, cut_all, largest_scale, pre_crop, random_box
 from video_distilled_encoder.errors import InputError
 
 
@@ -24,7 +25,8 @@ def reader(frames):
     """Return what reads regions of frames, and the regions that were read."""
     seen = []
 
-    def read(number, box):
+    def read(number, box, scale):
+        assert scale == 1
         seen.append(box)
         return frames[number][box.top : box.top + box.height, box.left : box.left + box.width]
 
@@ -48,6 +50,40 @@ def test_the_global_crop_is_the_same_region_in_all_frames(seed):
     columns = crops[0, 0, 32][:: -1 if seed % 2 else 1]
     expected = box.left + (np.arange(64) + 0.5) * box.width / 64 - 0.5
     assert np.abs(columns - expected).max() < 1.5
+
+
+def test_reduced_frames_give_the_same_views_to_a_few_grey_levels(photograph):
+    image = Image.open(photograph).convert("RGB").resize((854, 480), Image.Resampling.BICUBIC)
+    data = jpeg.encode(image, 95)
+    rng = np.random.default_rng(0)
+    config = ViewsConfig(global_size=32, local_size=16)
+    scales = []
+
+    def read(number, box, scale):
+        scales.append(scale)
+        return jpeg.decode(data, box, scale)
+
+    for number in range(20):
+        region = random_box(rng, Box(0, 0, 854, 480), (0.05, 1.0))
+        views = [View("global", 0, region, bool(number % 2), "view1")]
+        views += [View("local", 0, random_box(rng, region, (0.2, 0.4)), False, "local") for _ in range(2)]
+        whole, reduced = (cut_all(read, views, config, reduced) for reduced in (False, True))
+        for group, crops in whole.items():
+            difference = (crops.int() - reduced[group].int()).abs().float()
+            assert difference.mean() < 8
+            # a view that is half a pixel elsewhere differs about as much; one that shows something else much more
+            assert (crops.float() - crops.float().roll(1, -1)).abs().mean() > difference.mean()
+    assert set(scales) >= {1, 2, 4}
+
+
+@pytest.mark.parametrize(("side", "scale"), [(127, 1), (128, 2), (255, 2), (256, 4), (512, 8), (2000, 8)])
+def test_views_keep_twice_their_pixels(side, scale):
+    config = ViewsConfig(global_size=32, local_size=16)
+    views = [
+        View("global", 0, Box(0, 0, side, 3000), False, "view1"),
+        View("local", 0, Box(0, 0, 900, 900), False, "l"),
+    ]
+    assert largest_scale(views, config) == scale
 
 
 def test_boxes_nest_and_have_the_areas_asked_for():
