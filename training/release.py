@@ -3,8 +3,9 @@
 A release (training/releases/*.yaml) is a recipe, the measures that its card quotes, and what is measured beside it. The
 command extracts the videos, looks for pictures of the evaluation among them (`python -m training.overlap`), trains in
 DIR/run, writes the weights in half precision to DIR/NAME, measures them and what stands beside them, draws features,
-fills in the card and checks it all (`python -m training.publish`). Given again, it goes on where it was stopped;
-training to the bit, and no result of the same weights and settings is measured twice.
+fills in the card and checks it all (`python -m training.publish`). Given again, it goes on where it was stopped,
+training as `--resume` of `python -m training.pretrain` does; no result of the same weights and settings is measured
+twice.
 
 `--time 00:25:00` sets the training's length, as `--max-time` of `python -m training.pretrain` does. Under torchrun the
 same command trains on every GPU.
