@@ -45,6 +45,7 @@ def plot_curves(log: Path, picture: Path) -> None:
             axis.plot(steps, [row[name] for row in rows], label=name.replace("_", " "), linewidth=1)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
+        axis.ticklabel_format(useOffset=False)
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=8)

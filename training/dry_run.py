@@ -76,9 +76,10 @@ def expected_memory(
 def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig, progress: float = 1.0) -> float:
     """Return the floating-point operations of one clip, forward and backward; a multiply-add is two.
 
-    PyTorch counts them for real clips, with the views that the run has at `progress`.
+    PyTorch counts them for real clips, with the views that the run has at `progress`, on the method's device.
     """
-    batch = _batch(clips, [Place(0, progress)] * 2, config)
+    device = next(method.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in _batch(clips, [Place(0, progress)] * 2, config).items()}
     with FlopCounterMode(display=False) as counter:
         method.train()(batch, progress).total.backward()
     method.zero_grad(set_to_none=True)

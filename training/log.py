@@ -26,7 +26,7 @@ class Step(NamedTuple):
     metrics: Mapping[str, Tensor]
     """Scalars that stay on the device."""
     rates: Mapping[str, float]
-    """How much of something was done in the step, which is logged by the second."""
+    """How much of something was done in the step, which is logged by the second, of its block."""
     times: Callable[[], Mapping[str, float]]
     """Returns the seconds of its parts, once the device has done them."""
 
@@ -34,8 +34,8 @@ class Step(NamedTuple):
 class Log:
     """Collects every step's numbers; metrics stay on the device until a block of steps is written.
 
-    A device works behind the processor that gives it its work. So the seconds of a step are the mean of its block, at
-    whose end the two come together.
+    A device works behind the processor that gives it its work. So the seconds of a step, and what is done a second, are
+    those of its block, at whose end the two come together.
 
     Args:
         out: the run directory; the main process writes `log.jsonl` and `tensorboard/` in it.
@@ -73,13 +73,14 @@ class Log:
             [torch.stack([step.metrics[name].detach().float().to(device) for name in names]) for step in self._held]
         )
         numbers = distributed.average(table).tolist()
-        seconds = sum(step.values["seconds"] for step in self._held) / len(self._held)
+        seconds = sum(step.values["seconds"] for step in self._held)
+        rates = {name: sum(step.rates[name] for step in self._held) / seconds for name in self._held[0].rates}
         rows = [
             {
                 **step.values,
                 **step.times(),
-                "seconds": seconds,
-                **{name: amount / seconds for name, amount in step.rates.items()},
+                "seconds": seconds / len(self._held),
+                **rates,
                 **dict(zip(names, row, strict=True)),
             }
             for step, row in zip(self._held, numbers, strict=True)

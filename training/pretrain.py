@@ -182,7 +182,7 @@ def train(
     if world.is_main:
         start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()
-    phases = find_phases(ClipViews(index, recipe), method, config)
+    phases = find_phases(ClipViews(index, recipe), method.to(world.device), config)
     frames = load_frames(recipe, stores, world)
     trainer = Trainer(recipe, method, index, config, out, world, phases, frames)
     if saved:
