@@ -57,11 +57,8 @@ class CheckpointWriter:
             InputError: the one before could not be written; earlier ones are as they were.
         """
         self.wait()
-        tensors = {
-            kind: {name: value.detach().to("cpu", copy=True) for name, value in getattr(checkpoint, kind).items()}
-            for kind in _TENSORS
-        }
-        self._last = self._thread.submit(_write, self.root, replace(checkpoint, **tensors), self.keep)
+        copy = replace(checkpoint, model=_copy(checkpoint.model), optimizer=_copy(checkpoint.optimizer))
+        self._last = self._thread.submit(_write, self.root, copy, self.keep)
 
     def wait(self) -> None:
         """Return when all is written.
@@ -78,6 +75,10 @@ class CheckpointWriter:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def _write(root: Path, checkpoint: Checkpoint, keep: int) -> None:

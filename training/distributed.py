@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ _STEP = timedelta(minutes=10)
 """How long a process may keep the others waiting in a step, before they take it for dead."""
 _EXTRACTION = timedelta(hours=24)
 """How long elsewhere: one process of a machine may extract hours of video while the others wait."""
-_patient: dist.ProcessGroup | None = None
+_patient: Any = None
 """All processes, for what may take that long and for small values."""
 
 

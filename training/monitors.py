@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -64,10 +65,7 @@ def bf16_peak(name: str) -> float | None:
     return next((peak for card, peak in _BF16_PEAKS.items() if card in name), None)
 
 
-Mark = float | torch.cuda.Event
-
-
-def _mark(device: torch.device) -> Mark:
+def _mark(device: torch.device) -> float | torch.cuda.Event:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -75,7 +73,6 @@ def _mark(device: torch.device) -> Mark:
     return event
 
 
-def _seconds(begin: Mark, end: Mark) -> float:
-    if isinstance(begin, float):
-        return float(end) - begin  # type: ignore[arg-type]
-    return begin.elapsed_time(end) / 1000
+def _seconds(begin: Any, end: Any) -> float:
+    """Return the seconds between two marks of one device."""
+    return float(end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000)
