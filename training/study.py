@@ -90,7 +90,7 @@ def main() -> None:
     add_arguments(parser)
     args, given = parser.parse_known_args()
     study = read_study(args.study)
-    settings = [*(_option(key, value) for key, value in study.settings.items()), *given]
+    settings = [*options(study.settings), *given]
     study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
     study = with_architecture(study, read_recipe(study.recipe, settings).backbone.architecture)
     rows, measures = _only(study.rows, args.rows, "rows"), _only(study.measures, args.measures, "measures")
@@ -171,7 +171,7 @@ def plan(
         if row.model:
             continue
         layers = [*study.recipe, *([row.recipe] if row.recipe else [])]
-        recipe = read_recipe(layers, [*settings, *(_option(key, value) for key, value in row.settings.items())])
+        recipe = read_recipe(layers, [*settings, *options(row.settings)])
         cost = _flops(recipe, stores(recipe.extract))
         steps = max(1, round(row.share * whole / cost / recipe.run.batch_size))
         clips = steps * recipe.run.batch_size
@@ -180,10 +180,9 @@ def plan(
     return recipes, facts
 
 
-def _option(key: str, value: Any) -> str:
-    """Return a setting as on a command line; without spaces, by which argparse tells values from options."""
-    text = json.dumps(value, separators=(",", ":"))
-    return f"--{key}={text}"
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as on a command line; without spaces, by which argparse tells values from options."""
+    return [f"--{key}={json.dumps(value, separators=(',', ':'))}" for key, value in settings.items()]
 
 
 def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
