@@ -164,7 +164,7 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
         def __getitem__(self, position):
             return self, np.arange(recipe.clips.frames)
 
-        def read(self, number, box):
+        def read(self, number, box, scale):
             frame = np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8)
             return frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
