@@ -14,10 +14,10 @@ from torch import Tensor
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import IMAGE_SUFFIXES
 from video_distilled_encoder.preprocessing import open_image
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 PARITY_IMAGES = 8
 CALIBRATION_IMAGES = 512
 

@@ -1,169 +1,19 @@
 """`python -m training.handover DIR --out ENCODER`: the encoder of a run, from what it left for the next one.
 
-Beside `encoder/` a run leaves `handover/`, all that it learnt, in half precision and in parts that are easy to carry,
-for `--init-from` on another machine:
-
-    part-00, part-01, …   one safetensors file in parts of at most --shard-size: `cat part-*` joins them
-    handover.json         the architecture, and the runs that have led here with their recipes
-    SHA256SUMS            of the files above
-
-Of what student and teacher both have, the teacher's is kept, which is the better encoder, and the next student starts
-equal to it; prediction head, mask token and the like are the student's, and running averages are kept as they are.
+DIR is the `handover/` of a run, or a copy of it (training/engine/handover.py says what is in it); ENCODER becomes a
+model directory for `Encoder.from_pretrained`, timm and transformers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
-
-from training.plan import Plan
+from training.engine.handover import read
 from video_distilled_encoder import Encoder
-from video_distilled_encoder.errors import InputError, command, first_line
-from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.errors import command
 from video_distilled_encoder.model_config import ModelConfig
-from video_distilled_encoder.model_directory import CHECKSUMS, load_strictly, read_checksums
-
-FOLDER = "handover"
-SHARD_MIB = 15.0
-_SMALLEST_MIB = 0.1
-_FACTS = "handover.json"
-_VERSION = 1
-_STUDENT, _TEACHER = "student.", "teacher."
-
-
-class Handover(NamedTuple):
-    """What a run learnt."""
-
-    state: dict[str, Tensor]
-    """Of the method, student and teacher, in float32."""
-    architecture: str
-    """Of the backbone, timm's name."""
-    runs: list[dict[str, Any]]
-    """The runs that have led here, the last one last: steps, clips, progress and recipe of each."""
-
-    def backbone(self) -> dict[str, Tensor]:
-        """Return the encoder's weights under timm's names."""
-        return backbone_of(self.state)
-
-
-def backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the teacher's backbone of a method's state."""
-    prefix = f"{_TEACHER}backbone."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def write(
-    folder: Path, method: nn.Module, architecture: str, runs: list[dict[str, Any]], shard_mib: float = SHARD_MIB
-) -> None:
-    """Write what a run learnt into `folder`, in place of what was there.
-
-    Args:
-        folder: made if missing.
-        method: student and teacher.
-        architecture: of the backbone, timm's name.
-        runs: that have led here.
-        shard_mib: largest size of a part.
-    """
-    kept = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in _without_twins(method.state_dict())}
-    data, size = save(kept), int(shard_mib * 2**20)
-    parts = [data[start : start + size] for start in range(0, len(data), size)]
-    names = _names(len(parts))
-    facts = {"version": _VERSION, "architecture": architecture, "parts": len(parts), "runs": runs}
-    with atomic_directory(folder) as staging:
-        for name, part in zip(names, parts, strict=True):
-            (staging / name).write_bytes(part)
-        (staging / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        sums = "".join(f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir()))
-        (staging / CHECKSUMS).write_text(sums, encoding="utf-8")
-    for old in set(folder.glob("part-*")) - {folder / name for name in names}:
-        old.unlink()
-
-
-def facts_of(step: int, plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is told of a run after `step` steps."""
-    clips = step * recipe["run"]["batch_size"]
-    return {"steps": step, "clips": clips, "progress": plan.progress(step), "recipe": recipe}
-
-
-def runs_before(run: Path) -> list[dict[str, Any]]:
-    """Return what is told of the runs that led to one, as its `run.json` has it.
-
-    Raises:
-        InputError: that is missing or damaged.
-    """
-    path = run / "run.json"
-    try:
-        runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("runs_before", [])
-        return runs
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}); it says what the run began with") from error
-
-
-def check_size(shard_mib: float) -> None:
-    """Refuse a size of parts of which there would be thousands.
-
-    Raises:
-        InputError: it is one.
-    """
-    if not shard_mib >= _SMALLEST_MIB:
-        raise InputError(f"--shard-size is at least {_SMALLEST_MIB:g} MiB, got {shard_mib:g}")
-
-
-def is_handover(folder: Path) -> bool:
-    """Tell whether a folder is one."""
-    return (folder / _FACTS).is_file()
-
-
-def read(folder: Path) -> Handover:
-    """Read what a run learnt.
-
-    Raises:
-        InputError: a part is missing or damaged, or it was written by a later version.
-    """
-    try:
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        if facts["version"] > _VERSION:
-            raise InputError(f"{folder} was written by a later version of this package, which is needed to read it")
-        names = _names(facts["parts"])
-        sums = read_checksums(folder)
-        wrong = [name for name in (_FACTS, *names) if sha256(folder / name) != sums.get(name)]
-        if wrong:
-            raise InputError(f"{folder / wrong[0]} does not match its checksum in {CHECKSUMS}; copy it again")
-        state = load(b"".join((folder / name).read_bytes() for name in names))
-        return Handover(_with_twins(state), facts["architecture"], facts["runs"])
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} lacks {Path(error.filename).name}; copy all of its files") from error
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{folder} is not what a run leaves for the next ({first_line(error)})") from error
-
-
-def _names(parts: int) -> list[str]:
-    """Return the names of so many parts, which sort as the parts follow one another."""
-    return [f"part-{number:0{max(len(str(parts - 1)), 2)}d}" for number in range(parts)]
-
-
-def _without_twins(state: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Return the tensors but those of the student that the teacher has too."""
-    return [(name, tensor) for name, tensor in state.items() if _twin(name) not in state]
-
-
-def _with_twins(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    whole = {name: tensor.float() for name, tensor in state.items()}
-    twins = {f"{_STUDENT}{name.removeprefix(_TEACHER)}": name for name in state if name.startswith(_TEACHER)}
-    return whole | {twin: whole[name].clone() for twin, name in twins.items()}
-
-
-def _twin(name: str) -> str | None:
-    """Return what a student's tensor is called in the teacher."""
-    return f"{_TEACHER}{name.removeprefix(_STUDENT)}" if name.startswith(_STUDENT) else None
+from video_distilled_encoder.model_directory import load_strictly
 
 
 @command

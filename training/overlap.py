@@ -11,25 +11,14 @@ DIR receives overlap.json and overlap.png, the evaluation images nearest to a tr
 from __future__ import annotations
 
 import argparse
-import io
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from training.evaluation.segmentation_data import IMAGES
-from training.extract import default_root, extract_all
-from training.frame_store import ExtractConfig, FrameStore, open_stores
-from video_distilled_encoder.errors import InputError, command
-from video_distilled_encoder.files import atomic_path
-
-SIDE = 16
-_SHOWN = 6
+from training.common.cache import frame_stores
+from training.data.extraction import extract_all
+from training.data.frame_store import ExtractConfig, open_stores
+from training.data.overlap import overlap
+from video_distilled_encoder.errors import command
 
 
 @command
@@ -42,106 +31,11 @@ def main() -> None:
     parser.add_argument("--evaluation", nargs="+", type=Path, required=True, help="folders of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of overlap.json and overlap.png")
     parser.add_argument("--fps", type=float, default=10, help="training frames compared per second (%(default)s)")
-    parser.add_argument("--frames", type=Path, default=default_root(), help="folder of the frame stores (%(default)s)")
+    parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     args = parser.parse_args()
     config = ExtractConfig(fps=args.fps, short_side=256)
     stores = open_stores(extract_all(args.data, args.frames, config))
     print(json.dumps(overlap(stores, args.evaluation, args.out), indent=2))
-
-
-def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Compare all frames of the stores with all images under the folders, and write the files named above.
-
-    Returns:
-        Distances in bits of 256: the smallest of an image to a frame, and the largest of an image to its copy.
-
-    Raises:
-        InputError: there are no images.
-    """
-    images = find_images(evaluation)
-    with ThreadPoolExecutor() as pool:
-        videos = tqdm(pool.map(hash_store, stores), total=len(stores), desc="training frames", unit="video")
-        frames = np.concatenate(list(videos))
-        pairs = list(tqdm(pool.map(hash_with_copy, images), total=len(images), desc="evaluation images", unit="image"))
-    frame_of = [(store, number) for store in stores for number in range(len(store))]
-    distances = np.array([distance(frames, image) for image, _ in pairs])
-    nearest = np.argsort(distances.min(1))[:_SHOWN]
-    result = {
-        "bits": SIDE * SIDE,
-        "smallest_distance": int(distances.min()),
-        "largest_distance_of_a_copy": max(int(distance(copy[None], image)[0]) for image, copy in pairs),
-        "nearest_image": images[nearest[0]].name,
-        "training_frames": len(frames),
-        "evaluation_images": len(images),
-        "evaluation": [folder.name for folder in evaluation],
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    draw(
-        [(Image.open(images[n]).convert("RGB"), _frame(*frame_of[distances[n].argmin()])) for n in nearest],
-        out / "overlap.png",
-    )
-    with atomic_path(out / "overlap.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
-
-
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """Return the photographs under folders, without the pictures of labels.
-
-    Raises:
-        InputError: there are none.
-    """
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
-    images = [path for path in files if not _is_label(path)]
-    if not images:
-        raise InputError(f"there are no images under {', '.join(map(str, folders))}")
-    return images
-
-
-def difference_hash(image: Image.Image) -> np.ndarray:
-    """Return the (256,) bits of an image."""
-    cells = np.asarray(image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX), dtype=np.int16)
-    return (cells[:, 1:] < cells[:, :-1]).ravel()
-
-
-def hash_store(store: FrameStore) -> np.ndarray:
-    """Return the (frames, 256) bits of a video."""
-    return np.array([difference_hash(_frame(store, number)) for number in range(len(store))])
-
-
-def hash_with_copy(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bits of an image, and of a copy of it at half the size and in low quality."""
-    with Image.open(path) as image:
-        whole = image.convert("RGB")
-    buffer = io.BytesIO()
-    whole.reduce(2).save(buffer, "JPEG", quality=30)
-    return difference_hash(whole), difference_hash(Image.open(buffer))
-
-
-def distance(hashes: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """Return in how many bits each of (n, 256) hashes differs from one."""
-    return (hashes != one).sum(1, dtype=np.int16)
-
-
-def draw(pairs: Sequence[tuple[Image.Image, Image.Image]], path: Path) -> None:
-    """Draw pairs of pictures side by side, one pair a row."""
-    width, height = 320, 180
-    sheet = Image.new("RGB", (2 * width + 8, len(pairs) * (height + 8)), "white")
-    for row, pair in enumerate(pairs):
-        for column, picture in enumerate(pair):
-            sheet.paste(picture.resize((width, height)), (column * (width + 8), row * (height + 8)))
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
-
-
-def _frame(store: FrameStore, number: int) -> Image.Image:
-    return Image.fromarray(store.read(number))
-
-
-def _is_label(path: Path) -> bool:
-    """Tell label pictures, which have a palette or one channel, from photographs."""
-    with Image.open(path) as image:
-        return image.mode in ("P", "L", "1")
 
 
 if __name__ == "__main__":

@@ -15,40 +15,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
-from training.evaluation.models import load_model
-from training.evidence import Subject, add_arguments, in_folder, measure_all
-from training.extract import extract_all
-from training.frame_store import open_stores
-from training.overlap import overlap
-from training.pca_sheet import draw_pca_sheet
-from training.pretrain import parse_duration, pretrain_whole
-from training.publish import PICTURE, copy_card, describe, publish
-from training.recipe import read_recipe
-from training.yaml_files import find_file, names_in, read_mapping
+from training.common.commands import parse_duration
+from training.common.yaml_files import names_in
+from training.data.extraction import extract_all
+from training.data.frame_store import open_stores
+from training.data.overlap import overlap
+from training.engine.run import pretrain_whole
+from training.evaluation.evidence import add_arguments
+from training.recipes.recipe import read_recipe
+from training.releases.publishing import PICTURE, copy_card, describe, publish
+from training.releases.release import RELEASES, check_evaluation, read_release, show
 from video_distilled_encoder.errors import InputError, command
-
-RELEASES = Path(__file__).parent / "releases"
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a file in training/releases says."""
-
-    recipe: list[str]
-    """Recipes, each on top of those before it."""
-    card: str
-    """The card's template, from the folder the command is given in."""
-    measures: dict[str, str]
-    """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
-    beside: dict[str, list[int]]
-    """Models that are measured as well, each with these seeds."""
-    held_out: list[str]
-    """Folders in --evaluation of whose pictures none may be in the training."""
-    pictures: list[str]
-    """Pictures in --evaluation that are shown beside their features."""
 
 
 @command
@@ -85,44 +64,6 @@ def main() -> None:
     if args.card_out:
         copy_card(out, args.card_out)
     print(describe(out, cosine))
-
-
-def show(
-    release: Release, weights: Path, evaluation: Path, results: Path, picture: Path, device: str | None = None
-) -> None:
-    """Measure the weights and what stands beside them, and draw their features."""
-    subjects = [Subject(weights.name, str(weights))]
-    subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
-    measure_all(release.measures, subjects, evaluation, results, device)
-    models = {"these weights": load_model(str(weights)), "random weights": load_model("random")}
-    draw_pca_sheet(models, [evaluation / image for image in release.pictures], picture)
-
-
-def read_release(name: str) -> Release:
-    """Read a release by name or path.
-
-    Raises:
-        InputError: there is none, or it is not one.
-    """
-    path = find_file(name, RELEASES, "release")
-    content = read_mapping(path, "release")
-    try:
-        return Release(**content)
-    except TypeError as error:
-        raise InputError(f"{path} is not a release: {error}") from error
-
-
-def check_evaluation(release: Release, evaluation: Path) -> None:
-    """Tell what is missing before hours of training.
-
-    Raises:
-        InputError: something is.
-    """
-    for words in release.measures.values():
-        in_folder(words, evaluation)
-    for name in (*release.held_out, *release.pictures):
-        if not (evaluation / name).exists():
-            raise InputError(f"there is no {evaluation / name}, which the release is to be shown on")
 
 
 if __name__ == "__main__":

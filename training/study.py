@@ -11,68 +11,26 @@ Settings given here (`--run.steps 100`) and another base (`--recipe release`) ap
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from training import handover
-from training.clips import ClipIndex
-from training.dataset import ClipViews
-from training.dry_run import find_phases
-from training.evaluation.comparison import cell
-from training.evidence import Subject, add_arguments, in_folder, measure_all, read_figure
-from training.extract import extract_all
-from training.frame_store import ExtractConfig, FrameStore, open_stores
-from training.plan import mean_cost
-from training.pretrain import build_method, pretrain_whole
-from training.recipe import Recipe, read_recipe
-from training.yaml_files import find_file, names_in, read_mapping
-from video_distilled_encoder.errors import InputError, command, import_extra
-from video_distilled_encoder.files import atomic_path
-from video_distilled_encoder.model_config import ModelConfig
-
-STUDIES = Path(__file__).parent / "studies"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is trained, or a model that is only measured."""
-
-    recipe: str | None = None
-    """A recipe on top of the base."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings on top of that, as {"clips.stride": 0.1}."""
-    share: float = 1.0
-    """Of the base's arithmetic that this row takes."""
-    after: str | None = None
-    """An earlier row, from whose handover/ this one goes on."""
-    model: str | None = None
-    """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's."""
-    published: dict[str, float] = field(default_factory=dict)
-    """What a paper says of the same row, by heading: more columns of the table."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a file in training/studies says."""
-
-    title: str
-    recipe: list[str]
-    """The base: recipes, each on top of those before it."""
-    seeds: list[int]
-    rows: dict[str, Row]
-    measures: dict[str, str]
-    """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
-    columns: dict[str, str]
-    """Figures in the table: by heading, "MEASURE FIGURE"."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Of the base, on top of its recipes."""
+from training.common.yaml_files import names_in
+from training.engine.run import pretrain_whole
+from training.evaluation.evidence import add_arguments, in_folder, measure_all
+from training.recipes.recipe import read_recipe
+from training.studies.study import (
+    STUDIES,
+    _only,
+    _run,
+    chained,
+    options,
+    plan,
+    read_study,
+    subject_of,
+    summarize,
+    with_architecture,
+)
+from video_distilled_encoder.errors import command
 
 
 @command
@@ -110,182 +68,6 @@ def main() -> None:
             measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
             summarize(study, args.out, facts, settings)
     print((args.out / "study.md").read_text(encoding="utf-8"))
-
-
-def read_study(name: str) -> Study:
-    """Read a study by name or path.
-
-    Raises:
-        InputError: there is none, or it is not one.
-    """
-    path = find_file(name, STUDIES, "study")
-    content = read_mapping(path, "study")
-    try:
-        rows = {key: Row(**(row or {})) for key, row in content.pop("rows").items()}
-        study = Study(rows=rows, **content)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a study: {error}") from error
-    for number, (name, row) in enumerate(rows.items()):
-        if row.after and row.after not in list(rows)[:number]:
-            raise InputError(f"{path}: {name} is to go on after {row.after}, which is no row above it")
-    return study
-
-
-def with_architecture(study: Study, architecture: str) -> Study:
-    """Name the base's architecture in the rows that ask for it."""
-    rows = {
-        name: replace(row, model=row.model.format(architecture=architecture)) if row.model else row
-        for name, row in study.rows.items()
-    }
-    return replace(study, rows=rows)
-
-
-def plan(
-    study: Study, data: Sequence[Path], frames: Path, settings: Sequence[str]
-) -> tuple[dict[str, Recipe], dict[str, dict[str, Any]]]:
-    """Return the recipe of every row that is trained, its steps such that all have their share of one arithmetic.
-
-    Args:
-        study: the study.
-        data: video files, or folders of them.
-        frames: folder of the frame stores.
-        settings: of all rows, as on a command line.
-
-    Returns:
-        The recipes, and what a table says of each: clips, steps and PFLOP.
-
-    Raises:
-        InputError: the base does not state its steps.
-    """
-    base = read_recipe(study.recipe, settings)
-    if base.run.steps is None:
-        raise InputError("a study compares runs of equal length: state the base's with --run.steps")
-
-    @functools.cache
-    def stores(extract: ExtractConfig) -> list[FrameStore]:
-        return open_stores(extract_all(data, frames, extract))
-
-    whole = base.run.steps * base.run.batch_size * _flops(base, stores(base.extract))
-    recipes, facts = {}, {}
-    for name, row in study.rows.items():
-        if row.model:
-            continue
-        layers = [*study.recipe, *([row.recipe] if row.recipe else [])]
-        recipe = read_recipe(layers, [*settings, *options(row.settings)])
-        cost = _flops(recipe, stores(recipe.extract))
-        steps = max(1, round(row.share * whole / cost / recipe.run.batch_size))
-        clips = steps * recipe.run.batch_size
-        recipes[name] = replace(recipe, run=replace(recipe.run, steps=steps))
-        facts[name] = {"steps": steps, "clips": clips, "pflop": round(clips * cost / 1e15, 4)}
-    return recipes, facts
-
-
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as on a command line; without spaces, by which argparse tells values from options."""
-    return [f"--{key}={json.dumps(value, separators=(',', ':'))}" for key, value in settings.items()]
-
-
-def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
-    """Return the floating-point operations of one clip, on the average of the run."""
-    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
-    config = ModelConfig(architecture=recipe.backbone.architecture)
-    return mean_cost(find_phases(ClipViews(index, recipe), build_method(recipe, config), config))
-
-
-def chained(recipe: Recipe, run: Path) -> Recipe:
-    """Return a recipe that goes on from what a run left.
-
-    Raises:
-        InputError: the run has left nothing yet.
-    """
-    left = run / handover.FOLDER
-    if not handover.is_handover(left):
-        raise InputError(f"there is no {left}, from which a row is to go on; train that row too")
-    return replace(recipe, run=replace(recipe.run, init_from=str(left)))
-
-
-def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:
-    """Return what is measured of a row."""
-    return Subject(name, row.model or str(_run(out, name, seed) / "encoder"), seed)
-
-
-def _run(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name}-seed{seed}"
-
-
-def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> None:
-    """Write `study.json`, `study.md` and `study.png` of what has been measured so far."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, row in study.rows.items():
-        subjects = [subject_of(out, name, row, seed) for seed in study.seeds]
-        found = {
-            title: [read_figure(out / "results", subject, figure) for subject in subjects]
-            for title, figure in study.columns.items()
-        }
-        chosen = {key: value for key, value in asdict(row).items() if value}
-        rows[name] = {**chosen, **facts.get(name, {}), "figures": found}
-    summary = {
-        "title": study.title,
-        "recipe": study.recipe,
-        "settings": list(settings),
-        "seeds": study.seeds,
-        "measures": study.measures,
-        "rows": rows,
-    }
-    for path, text in ((out / "study.json", json.dumps(summary, indent=2)), (out / "study.md", table(summary))):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    draw(summary, out / "study.png")
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """Return a study as a table in Markdown: mean ± standard deviation over seeds."""
-    rows = summary["rows"]
-    titles = list(next(iter(rows.values()))["figures"])
-    published = list(dict.fromkeys(title for row in rows.values() for title in row.get("published", {})))
-    lines = [["", "clips", *titles, *published], ["---", *["---:"] * (1 + len(titles) + len(published))]]
-    for name, row in rows.items():
-        found = [_known(row["figures"][title]) for title in titles]
-        measured = [cell(values) if len(values) else "" for values in found]
-        told = [str(row.get("published", {}).get(title, "")) for title in published]
-        lines.append([name, str(row.get("clips", "")), *measured, *told])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Draw a study: a panel for each figure, a row for each row, a dot for each seed and a bar at their mean."""
-    matplotlib = import_extra("matplotlib", "train")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = summary["rows"]
-    titles = list(next(iter(rows.values()))["figures"])
-    size = (2 + 2.6 * len(titles), 1.2 + 0.34 * len(rows))
-    figure, axes = plt.subplots(1, len(titles), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, title in zip(axes[0], titles, strict=True):
-        for height, row in enumerate(rows.values()):
-            known = _known(row["figures"][title])
-            axis.plot(known, [height] * len(known), "o", color="tab:blue" if "clips" in row else "gray", alpha=0.6)
-            if len(known):
-                axis.plot(np.mean(known), height, "|", color="black", markersize=16)
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_yticks(range(len(rows)), list(rows))
-    axes[0, 0].invert_yaxis()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-
-
-def _known(figures: Sequence[float | None]) -> NDArray[np.float64]:
-    """Return a row's figures of the seeds that have been measured so far."""
-    return np.array([value for value in figures if value is not None])
-
-
-def _only(entries: Mapping[str, Any], names: Sequence[str] | None, what: str) -> dict[str, Any]:
-    if unknown := set(names or ()) - set(entries):
-        raise InputError(f"the study has no {what} {', '.join(sorted(unknown))}; it has {', '.join(entries)}")
-    return {name: entry for name, entry in entries.items() if names is None or name in names}
 
 
 if __name__ == "__main__":

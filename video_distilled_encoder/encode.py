@@ -22,12 +22,11 @@ from tqdm import tqdm
 
 from video_distilled_encoder.encoder import Encoder
 from video_distilled_encoder.errors import InputError, command
-from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.files import IMAGE_SUFFIXES, atomic_path
 from video_distilled_encoder.pca import PCA
 from video_distilled_encoder.preprocessing import CROP_MODES, open_image
 from video_distilled_encoder.video import VIDEO_SUFFIXES, VideoFrame, probe, read_frames, write_video
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 FRAMES_PER_FILE = 1000
 
 

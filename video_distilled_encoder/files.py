@@ -14,6 +14,9 @@ from safetensors import SafetensorError
 
 from video_distilled_encoder.errors import InputError
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+"""Of the files in a folder that are taken for pictures."""
+
 
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""

@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from training import photometric
-from training.clips import ClipIndex
-from training.dataset import ClipViews, Place, Sample
-from training.extract import extract_all
-from training.frame_store import open_stores
+from training.data import photometric
+from training.data.clips import ClipIndex
+from training.data.extraction import extract_all
+from training.data.frame_store import open_stores
+from training.data.loading import ClipViews, Place, Sample
 from training.methods.vfd import plan_views
-from training.recipe import Recipe, read_recipe
+from training.recipes.recipe import Recipe, read_recipe
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

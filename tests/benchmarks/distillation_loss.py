@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from training.loss import distill
+from training.nn.distillation import distill
 
 TAU_S, TAU_T, BOTTLENECK = 0.1, 0.04, 256
 

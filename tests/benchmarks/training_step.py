@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training import distributed
-from training.dataset import Sample
-from training.plan import Phase
-from training.pretrain import build_method
-from training.recipe import Recipe, read_recipe
-from training.trainer import Trainer
+from training.common import distributed
+from training.data.loading import Sample
+from training.engine.plan import Phase
+from training.engine.run import build_method
+from training.engine.trainer import Trainer
+from training.recipes.recipe import Recipe, read_recipe
 from video_distilled_encoder.model_config import ModelConfig
 
 Step = Callable[[dict[str, Tensor]], None]

@@ -1,6 +1,6 @@
 import pytest
 
-from training.log import read_log
+from training.engine.log import read_log
 
 
 @pytest.fixture(scope="session")

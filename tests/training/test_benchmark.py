@@ -1,5 +1,5 @@
-from training.benchmark import measure
-from training.recipe import read_recipe
+from training.engine.throughput import measure
+from training.recipes.recipe import read_recipe
 
 
 def test_figures_are_measured(clip):

@@ -4,12 +4,12 @@ import shutil
 import pytest
 import torch
 
-from training import handover
-from training.dataset import ClipViews
+from training.data.loading import ClipViews
+from training.engine import handover
+from training.engine.initial_weights import start_from
+from training.engine.run import build_method, pretrain
 from training.handover import main
-from training.initial_weights import start_from
-from training.pretrain import build_method, pretrain
-from training.recipe import read_recipe
+from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 RECIPE = read_recipe("smoke", ["--run.steps=3"])

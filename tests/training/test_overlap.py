@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.overlap import difference_hash, distance, main
+from training.data.overlap import difference_hash, distance
+from training.overlap import main
 from video_distilled_encoder.video import read_frames
 
 

@@ -10,12 +10,13 @@ import timm
 import torch
 from PIL import Image
 
-from training import checkpoint
-from training.initial_weights import start_from
-from training.log import read_log
-from training.pretrain import build_method, main, pretrain
-from training.recipe import RECIPES, read_recipe
-from training.yaml_files import names_in
+from training.common.yaml_files import names_in
+from training.engine import checkpoint
+from training.engine.initial_weights import start_from
+from training.engine.log import read_log
+from training.engine.run import build_method, pretrain
+from training.pretrain import main
+from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import publish as publish_module
-from training.publish import check_metadata, main, publish, render
-from training.recipe import read_recipe
+from training.publish import main
+from training.recipes.recipe import read_recipe
+from training.releases import publishing
+from training.releases.publishing import check_metadata, publish, render
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder import encoder as encoder_module
 from video_distilled_encoder.files import sha256
@@ -151,7 +152,7 @@ def test_a_release_and_its_picture_go_to_the_hub(run_command, run, template, tmp
         def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
             sent[path_in_repo] = path_or_fileobj.read_bytes()
 
-    for module in (publish_module, encoder_module):
+    for module in (publishing, encoder_module):
         monkeypatch.setattr(module, "HfApi", Api)
     (run / "pca.png").write_bytes(b"a picture")
     out = tmp_path / "release"

@@ -5,9 +5,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from training.log import read_log
-from training.release import RELEASES, main, read_release
-from training.yaml_files import names_in
+from training.common.yaml_files import names_in
+from training.engine.log import read_log
+from training.release import main
+from training.releases.release import RELEASES, read_release
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder.model_directory import weights_sha256
 

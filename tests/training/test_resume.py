@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from training import checkpoint
-from training.log import read_log
+from training.engine import checkpoint
+from training.engine.log import read_log
 from video_distilled_encoder import Encoder
 
 ROOT = Path(__file__).parents[2]

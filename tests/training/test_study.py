@@ -6,12 +6,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from training.log import read_log
+from training.common.yaml_files import names_in
+from training.engine.log import read_log
+from training.engine.trainer import Trainer
 from training.pretrain import main as pretrain_command
-from training.recipe import read_recipe
-from training.study import STUDIES, main, options, plan, read_study, table
-from training.trainer import Trainer
-from training.yaml_files import names_in
+from training.recipes.recipe import read_recipe
+from training.studies.study import STUDIES, options, plan, read_study, table
+from training.study import main
 from video_distilled_encoder import InputError
 from video_distilled_encoder.model_directory import weights_sha256
 
@@ -128,7 +129,7 @@ def test_a_row_goes_on_from_what_another_left(run_command, words, study, tmp_pat
 
 @pytest.mark.parametrize("name", names_in(STUDIES))
 def test_every_study_can_be_planned(name, clip, frames, monkeypatch):
-    monkeypatch.setattr("training.study._flops", lambda recipe, stores: 1e9)
+    monkeypatch.setattr("training.studies.study._flops", lambda recipe, stores: 1e9)
     chosen = read_study(name)
     recipes, _ = plan(chosen, [clip], frames, options(chosen.settings))
     assert all(recipe.run.steps for recipe in recipes.values())

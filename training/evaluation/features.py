@@ -23,8 +23,8 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
-from training.evaluation.models import Model
-from training.extract import cache_root
+from training.common.cache import cache_root
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.preprocessing import open_image

@@ -14,12 +14,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training import distributed
-from training.heads import HeadConfig, ProjectionHead
-from training.loss import distill
-from training.monitors import Stopwatch
-from training.schedules import linear_warmup
-from training.targets import Balance, TargetKind
+from training.common import distributed
+from training.common.monitors import Stopwatch
+from training.nn.balance import Balance, TargetKind
+from training.nn.distillation import distill
+from training.nn.heads import HeadConfig, ProjectionHead
+from training.nn.schedules import linear_warmup
 from video_distilled_encoder.errors import InputError
 
 

@@ -19,14 +19,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from training.data.views import PATCH, View
 from training.methods import dino
 from training.methods.base import DistillationObjective, Losses, Tower
 from training.methods.base import Method as BaseMethod
-from training.views import PATCH, View
 from video_distilled_encoder.errors import InputError
 
 if TYPE_CHECKING:
-    from training.recipe import Recipe
+    from training.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)

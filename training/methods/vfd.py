@@ -20,14 +20,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from training.heads import Predictor, PredictorConfig
+from training.data.views import PATCH, View, pre_crop, random_box
 from training.methods.base import DistillationObjective, Losses, Tower
 from training.methods.base import Method as BaseMethod
-from training.views import PATCH, View, pre_crop, random_box
+from training.nn.heads import Predictor, PredictorConfig
 from video_distilled_encoder.errors import InputError
 
 if TYPE_CHECKING:
-    from training.recipe import Recipe
+    from training.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.evaluation.correspondence import cycle_share
-from training.evaluation.models import Model
+from training.evaluation.metrics.correspondence import cycle_share
+from training.models.loading import Model
 from video_distilled_encoder.preprocessing import bundled_photographs
 
 GAPS = (0.1, 0.25, 0.5, 1.0, 2.0)

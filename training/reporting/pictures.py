@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.evaluation.correspondence import cycle_map, match
+from training.evaluation.metrics.correspondence import cycle_map, match
 from video_distilled_encoder.errors import MissingExtra
 from video_distilled_encoder.pca import PCA
 

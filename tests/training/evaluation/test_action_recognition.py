@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from training import evaluate
-from training.evaluation.image_folder import ClassTokens
-from training.evaluation.models import Pixels
+from training.evaluation.data.image_folder import ClassTokens
 from training.evaluation.protocols import action_recognition as protocol
+from training.models.loading import Pixels
 from video_distilled_encoder import InputError
 from video_distilled_encoder.video import read_frames, write_video
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from training import evaluate
-from training.evaluation.bootstrap import interval
-from training.evaluation.correspondence import chance_share
+from training.evaluation.data.video_frames import EncodedClip
+from training.evaluation.metrics.correspondence import chance_share
 from training.evaluation.protocols import cycle
-from training.evaluation.video_frames import EncodedClip
+from training.evaluation.statistics.bootstrap import interval
 
 
 def clips_of(grids, offsets=(0.5,)):

@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from training import evaluate
-from training.evaluation.degradations import degrade
-from training.evaluation.models import Pixels
+from training.evaluation import measure
+from training.evaluation.data.degradations import degrade
 from training.evaluation.protocols import degradation
 from training.evaluation.protocols import linear_segmentation as probe
+from training.models.loading import Pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +55,7 @@ def test_nothing_to_lose_retains_everything_of_little(evaluate_on):
 
 
 def test_the_images_are_degraded_each_in_its_own_way(colours, tmp_path):
-    args = evaluate._parser().parse_args(
+    args = measure.parser().parse_args(
         ["degradation", "--model", "pixels", "--data", str(colours), "--test-images", "3", "--seed", "2"]
     )
     args.cache = tmp_path / "cache"

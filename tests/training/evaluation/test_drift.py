@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from training import evaluate
+from training.evaluation.data.video_frames import EncodedClip, other_frame
 from training.evaluation.protocols import drift
-from training.evaluation.video_frames import EncodedClip, other_frame
 
 
 def clips_of(grids):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from training.evaluation import features
 from training.evaluation.features import extract
-from training.evaluation.models import Constant, Pixels
+from training.models.loading import Constant, Pixels
 from video_distilled_encoder import InputError
 
 

@@ -7,9 +7,9 @@ from training.evaluation.finetune import backbone
 from training.evaluation.finetune.presets import preset_names, read_settings
 from training.evaluation.finetune.training import Stream
 from training.evaluation.finetune.training import train as train_steps
-from training.evaluation.models import EncoderModel, Pixels, TimmModel
 from training.evaluation.protocols.detection import DetectionSettings
 from training.evaluation.protocols.upernet import UpernetSettings
+from training.models.loading import EncoderModel, Pixels, TimmModel
 from video_distilled_encoder.errors import InputError
 
 

@@ -7,9 +7,9 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from training import evaluate
+from training.evaluation.data.segmentation import LAYOUTS, VOID, Pair
 from training.evaluation.protocols import knn_segmentation as protocol
 from training.evaluation.protocols.linear_segmentation import Split
-from training.evaluation.segmentation_data import LAYOUTS, VOID, Pair
 
 CLASSES = 11
 

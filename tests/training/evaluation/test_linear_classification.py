@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from training import evaluate
-from training.evaluation.image_folder import LabelledFeatures
+from training.evaluation.data.image_folder import LabelledFeatures
 from training.evaluation.protocols import linear_classification as protocol
 
 CLASSES = 6

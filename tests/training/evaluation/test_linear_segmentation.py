@@ -9,8 +9,8 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
 
 from training import evaluate
+from training.evaluation.data.segmentation import LAYOUTS, VOID
 from training.evaluation.protocols import linear_segmentation as protocol
-from training.evaluation.segmentation_data import LAYOUTS, VOID
 
 CAMVID = Path(__file__).parents[4] / "shared" / "data" / "camvid"
 CLASSES = 11

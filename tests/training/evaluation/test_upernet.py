@@ -8,10 +8,10 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from training import evaluate
+from training.evaluation.data.segmentation import VOID
 from training.evaluation.finetune.backbone import VitPyramid
 from training.evaluation.finetune.upernet import UperNet, pixel_loss
 from training.evaluation.protocols import upernet as protocol
-from training.evaluation.segmentation_data import VOID
 from video_distilled_encoder import ModelConfig
 
 TINY = [

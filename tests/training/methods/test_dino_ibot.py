@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import ClipViews, Place
+from training.common.yaml_files import names_in
+from training.data.loading import ClipViews, Place
+from training.engine.run import build_method
 from training.methods import ibot, load_method, method_names
-from training.pretrain import build_method
-from training.recipe import RECIPES, read_recipe
-from training.yaml_files import names_in
+from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import InputError, ModelConfig
 
 TAU_S, TAU_T = 0.1, 0.05

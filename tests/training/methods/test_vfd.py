@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.pretrain import build_method
-from training.recipe import read_recipe
+from training.engine.run import build_method
+from training.recipes.recipe import read_recipe
 from video_distilled_encoder import ModelConfig
 
 TAU_S, TAU_T = 0.1, 0.05

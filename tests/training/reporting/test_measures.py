@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation.models import Constant, Pixels
+from training.models.loading import Constant, Pixels
 from training.reporting.measures import Series, choose_pairs, measure
 
 

@@ -22,7 +22,7 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training.evaluation.models import EncoderModel, Model, TimmModel
+from training.models.loading import EncoderModel, Model, TimmModel
 from video_distilled_encoder.errors import InputError
 
 STRIDES = (4, 8, 16, 32)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from training.yaml_files import find_file, read_mapping
+from training.common.yaml_files import find_file, read_mapping
 from video_distilled_encoder.errors import InputError
 
 PRESETS = Path(__file__).parents[1] / "presets"

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.evaluation.data.segmentation import VOID
 from training.evaluation.finetune.backbone import MULTIPLE, VitPyramid
-from training.evaluation.segmentation_data import VOID
 
 POOL_SCALES = (1, 2, 3, 6)
 AUXILIARY_LEVEL = 2

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.evaluation.image_folder import ClassTokens, LabelledFeatures
-from training.evaluation.models import Model
+from training.evaluation.data.image_folder import ClassTokens, LabelledFeatures
 from training.evaluation.protocols.linear_classification import fit_and_score, training_setting
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path, sha256
 from video_distilled_encoder.video import probe, read_frames

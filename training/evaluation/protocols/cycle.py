@@ -10,10 +10,10 @@ each pair has a control: the same base frame with a later frame of another video
                (`units`), on every second one (`half_a`) and on the others (`half_b`)
 
 A constant encoder scores `chance` in both (2 % of a 14x24 grid, since ties are broken at random) and a gap of 0; noise
-of its own for each frame scores about 52 in both (see `training/evaluation/correspondence.py`), position alone 100 in
-both, and both a gap of 0. Random weights and raw pixels do NOT score 0: the same place looks much the same a moment
-later, and looks alone match it. On the eight DAVIS sequences of `model_cards/results` (0.1 to 1 s) the gap was 0 for
-constant, 16 for pixels and 23 for random weights. The gap rewards telling the places of a scene apart, not
+of its own for each frame scores about 52 in both (see `training/evaluation/metrics/correspondence.py`), position alone
+100 in both, and both a gap of 0. Random weights and raw pixels do NOT score 0: the same place looks much the same a
+moment later, and looks alone match it. On the eight DAVIS sequences of `model_cards/results` (0.1 to 1 s) the gap was 0
+for constant, 16 for pixels and 23 for random weights. The gap rewards telling the places of a scene apart, not
 understanding, and never ranks encoders without those rows. Similar scenes, such as one race track in several videos,
 raise the control, and so does likeness of meaning across videos. Intervals are 95 % percentile bootstraps over videos.
 """
@@ -26,10 +26,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from training.evaluation.correspondence import chance_share, cycle_share
-from training.evaluation.figures import by_unit, percent, percent_interval
-from training.evaluation.models import Model
-from training.evaluation.video_frames import EncodedClip, add_video_arguments, describe, encode_clips, other_frame
+from training.evaluation.data.video_frames import EncodedClip, add_video_arguments, describe, encode_clips, other_frame
+from training.evaluation.metrics.correspondence import chance_share, cycle_share
+from training.evaluation.statistics.figures import by_unit, percent, percent_interval
+from training.models.loading import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

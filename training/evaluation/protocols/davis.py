@@ -1,10 +1,10 @@
 """DAVIS: the masks of a video's first frame are carried to its other frames by the similarity of patch features.
 
-Nothing is trained: see `training/evaluation/propagation.py` for the procedure and for what --variant means. Labels are
-upsampled bilinearly to the annotations' size. Scored as DAVIS-2017, semi-supervised: region similarity J and boundary
-accuracy F of each object, averaged over the frames but the first and the last, then over the objects of all sequences;
-decay is the mean of the first quarter of the frames minus that of the last. `interval` is J&F's 95 % bootstrap when
-sequences are drawn with replacement, `units` holds its mean over the objects of each. Expected:
+Nothing is trained: see `training/evaluation/probes/propagation.py` for the procedure and for what --variant means.
+Labels are upsampled bilinearly to the annotations' size. Scored as DAVIS-2017, semi-supervised: region similarity J and
+boundary accuracy F of each object, averaged over the frames but the first and the last, then over the objects of all
+sequences; decay is the mean of the first quarter of the frames minus that of the last. `interval` is J&F's 95 %
+bootstrap when sequences are drawn with replacement, `units` holds its mean over the objects of each. Expected:
 
     JPEGImages/480p/SEQUENCE/*.jpg
     Annotations/480p/SEQUENCE/*.png     palette index of the object, 0 background
@@ -25,15 +25,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.evaluation.features import extract
-from training.evaluation.figures import by_unit, percent
-from training.evaluation.models import Model
-from training.evaluation.propagation import VARIANTS, Variant, decide, labels_on_grid, propagate, read_labels
-from training.evaluation.segmentation_metrics import (
+from training.evaluation.metrics.segmentation import (
     Statistics,
     boundary_accuracy,
     region_similarity,
     statistics,
 )
+from training.evaluation.probes.propagation import VARIANTS, Variant, decide, labels_on_grid, propagate, read_labels
+from training.evaluation.statistics.figures import by_unit, percent
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path
 

@@ -2,7 +2,7 @@
 
 The layer is trained as in `linear-segmentation`, on clean images alone, and scored on degraded test images: motion
 blur, defocus, sensor noise, low light, exposure jump, JPEG, occlusion and dropped rows, of severities 1 to 5
-(`training/evaluation/degradations.py`). mIoU is the mean over the classes that occur in the test images' labels.
+(`training/evaluation/data/degradations.py`). mIoU is the mean over the classes that occur in the test images' labels.
 
     degraded_miou  mean over degradations and severities of the mIoU on degraded images, percent: the figure to compare
     clean_miou     on the same, undegraded images, percent
@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.evaluation.degradations import DEGRADATIONS, degrade
+from training.evaluation.data.degradations import DEGRADATIONS, degrade
 from training.evaluation.features import BATCH
-from training.evaluation.figures import by_unit, percent
-from training.evaluation.models import Model
 from training.evaluation.protocols import linear_segmentation as probe
+from training.evaluation.statistics.figures import by_unit, percent
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.preprocessing import open_image
 

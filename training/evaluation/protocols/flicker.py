@@ -41,11 +41,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.evaluation.data.video_frames import Clip, load_clips
 from training.evaluation.features import extract
-from training.evaluation.figures import by_unit, percent
-from training.evaluation.models import Model
 from training.evaluation.protocols import linear_segmentation as probe
-from training.evaluation.video_frames import Clip, load_clips
+from training.evaluation.statistics.figures import by_unit, percent
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
 BLOCK = 8

@@ -1,12 +1,12 @@
 """JHMDB: the joints in a video's first frame are carried to its other frames by the similarity of patch features.
 
-Nothing is trained: see `training/evaluation/propagation.py` for the procedure. Frames are squashed to 320 x 320; first
-+ 20 frames, top-7, radius 20, temperature 0.7. Each of the 15 joints is a Gaussian on the grid of patches (deviation
-half a patch, 1 at its top), and is found again at the weighted mean of the 3 highest patches. Scored by PCK: the share
-of the joints within 0.1 (0.2) of 0.6 x the diagonal of the box around the person's joints, of all frames but the first,
-the mean over the 15 kinds of joints. A joint that is outside the first frame is left out. These are the rules of the
-public code of videowalk, except that a patch stands for its centre and that joints are not rounded to patches.
-Expected:
+Nothing is trained: see `training/evaluation/probes/propagation.py` for the procedure. Frames are squashed to 320 x 320;
+first + 20 frames, top-7, radius 20, temperature 0.7. Each of the 15 joints is a Gaussian on the grid of patches
+(deviation half a patch, 1 at its top), and is found again at the weighted mean of the 3 highest patches. Scored by PCK:
+the share of the joints within 0.1 (0.2) of 0.6 x the diagonal of the box around the person's joints, of all frames but
+the first, the mean over the 15 kinds of joints. A joint that is outside the first frame is left out. These are the
+rules of the public code of videowalk, except that a patch stands for its centre and that joints are not rounded to
+patches. Expected:
 
     Rename_Images/ACTION/VIDEO/*.png
     joint_positions/ACTION/VIDEO/joint_positions.mat     pos_img, 2 x 15 x frames: x and y, counted from 1
@@ -29,9 +29,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.evaluation.features import extract
-from training.evaluation.figures import percent
-from training.evaluation.models import Model
-from training.evaluation.propagation import Variant, propagate
+from training.evaluation.probes.propagation import Variant, propagate
+from training.evaluation.statistics.figures import percent
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError, MissingExtra
 
 JOINTS = (

@@ -7,7 +7,7 @@ images by cosine similarity s votes for its class with weight exp(s / 0.07); k =
 
 Top-1 and, with more than five classes, top-5 for each k. A class without a vote is never among the five; DINO's code
 fills them up with any such classes. A k larger than the training set is left out with a note. The data are
-ROOT/SPLIT/CLASS/NAME.jpg, see `training/evaluation/image_folder.py`.
+ROOT/SPLIT/CLASS/NAME.jpg, see `training/evaluation/data/image_folder.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.evaluation.image_folder import accuracy, add_split_arguments, describe, load_class_tokens
-from training.evaluation.models import Model
+from training.evaluation.data.image_folder import accuracy, add_split_arguments, describe, load_class_tokens
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
 TEMPERATURE = 0.07

@@ -9,7 +9,7 @@ over the classes that occur, and pixel accuracy, as in linear-segmentation.
 
 The paper keeps soft labels of patches and up to 10,240,000 of them, from augmented images; mIoU rises with the bank, so
 figures compare at equal --bank only. 40,000 patches take some two minutes for CamVid's 233 test images on two free
-processor cores. With --future N see linear-segmentation; for the layouts `training/evaluation/segmentation_data.py`.
+processor cores. With --future N see linear-segmentation; for the layouts `training/evaluation/data/segmentation.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.evaluation.models import Model
+from training.evaluation.data.segmentation import VOID
 from training.evaluation.protocols.knn_classification import TEMPERATURE, vote
 from training.evaluation.protocols.linear_segmentation import (
     Split,
@@ -35,7 +35,7 @@ from training.evaluation.protocols.linear_segmentation import (
     figures_of,
     load_splits,
 )
-from training.evaluation.segmentation_data import VOID
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
 

@@ -13,7 +13,8 @@ checkpoint and reports the best epoch on the test images; here each of seven rat
 tenths of the training images (drawn by --seed), the one most accurate on the last tenth is trained on all of them,
 and only its end is tested.
 
-Top-1 and, with more than five classes, top-5. ROOT/SPLIT/CLASS/NAME.jpg, see `training/evaluation/image_folder.py`.
+Top-1 and, with more than five classes, top-5. ROOT/SPLIT/CLASS/NAME.jpg, see
+`training/evaluation/data/image_folder.py`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.evaluation.image_folder import (
+from training.evaluation.data.image_folder import (
     LabelledFeatures,
     accuracy,
     add_split_arguments,
     describe,
     load_class_tokens,
 )
-from training.evaluation.models import Model
 from training.evaluation.protocols.linear_segmentation import StandardizedLinear
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

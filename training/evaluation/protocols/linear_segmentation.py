@@ -8,7 +8,7 @@ patch's prediction, computed from the share of each class in each patch. For the
 to the labels' size: mean IoU over the classes that occur.
 
 With --future N each image's features must tell the labels of the N-th labelled frame after it (1 s in most sequences of
-CamVid). For the layouts of the data see `training/evaluation/segmentation_data.py`.
+CamVid). For the layouts of the data see `training/evaluation/data/segmentation.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from training.evaluation.data.segmentation import LAYOUTS, VOID, Layout, Pair, with_future_labels
 from training.evaluation.features import Features, extract
-from training.evaluation.figures import percent
-from training.evaluation.models import Model
-from training.evaluation.segmentation_data import LAYOUTS, VOID, Layout, Pair, with_future_labels
+from training.evaluation.statistics.figures import percent
+from training.models.loading import Model
 
 
 @dataclass

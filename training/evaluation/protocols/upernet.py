@@ -11,7 +11,7 @@ occur. One scale, no flip; the weights after the last step. Only an encoder of t
 transformers can be fine-tuned. Matrix products are bfloat16 on CUDA (iBOT: float16).
 
 --preset upernet-small is for trying out on CamVid and a CPU. For the layouts of the data see
-`training/evaluation/segmentation_data.py`.
+`training/evaluation/data/segmentation.py`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from training.evaluation.data.segmentation import LAYOUTS, VOID, Layout, Pair
 from training.evaluation.finetune.backbone import VitPyramid, parameter_groups, trainable_backbone
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
 from training.evaluation.finetune.training import Stream, autocast, ends, train, warm_up
 from training.evaluation.finetune.upernet import UperNet
-from training.evaluation.models import Model
 from training.evaluation.protocols.linear_segmentation import confusion_matrix, figures_of
-from training.evaluation.segmentation_data import LAYOUTS, VOID, Layout, Pair
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.preprocessing import open_image

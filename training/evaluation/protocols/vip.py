@@ -1,12 +1,11 @@
 """VIP: the body parts in a video's first frame are carried to its other frames by the similarity of patch features.
 
 Video Instance Parsing, semantic parts: 20 classes, background among them. Nothing is trained: see
-`training/evaluation/propagation.py` for the procedure. Frames are encoded 880 pixels wide, their height in proportion,
-both in whole patches; first + 20 frames, top-10, radius 20, temperature 0.7. Labels are upsampled bilinearly to the
-annotations' size. Scored by the mean IoU over the classes that occur, from one confusion matrix over all labelled
-frames; as in the public script the first frames, whose labels are given, count too: `miou_without_first` leaves them
-out.
-Expected (VIP_Fine):
+`training/evaluation/probes/propagation.py` for the procedure. Frames are encoded 880 pixels wide, their height in
+proportion, both in whole patches; first + 20 frames, top-10, radius 20, temperature 0.7. Labels are upsampled
+bilinearly to the annotations' size. Scored by the mean IoU over the classes that occur, from one confusion matrix over
+all labelled frames; as in the public script the first frames, whose labels are given, count too: `miou_without_first`
+leaves them out. Expected (VIP_Fine):
 
     Images/VIDEO/*.jpg
     Annotations/Category_ids/VIDEO/*.png    0-19, 255 void; one for the first frame, and for as many others as there are
@@ -25,10 +24,10 @@ import torch
 from tqdm import tqdm
 
 from training.evaluation.features import extract
-from training.evaluation.figures import percent
-from training.evaluation.models import Model
-from training.evaluation.propagation import Variant, decide, labels_on_grid, propagate, read_labels
+from training.evaluation.probes.propagation import Variant, decide, labels_on_grid, propagate, read_labels
 from training.evaluation.protocols.linear_segmentation import confusion_matrix, intersection_over_union
+from training.evaluation.statistics.figures import percent
+from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
 CLASSES = (

@@ -1,0 +1,144 @@
+"""Two processes must do what one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.common import distributed
+from training.common.distributed import World, check_different, choose_gpu
+from training.engine import checkpoint
+from training.engine.log import read_log
+from training.engine.run import extract_once
+from training.recipes.recipe import read_recipe
+from video_distilled_encoder import Encoder, InputError
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ["--recipe", "smoke", "--run.steps=20", "--run.device=cpu", "--backbone.drop_path=0.2"]
+
+
+LAUNCHERS = {
+    "none": [],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(launcher, clip, frames, out, *extra):
+    options = ["--data", str(clip), "--frames", str(frames), "--out", str(out), *SETTINGS, *extra]
+    return [sys.executable, *LAUNCHERS[launcher], "-m", "training.pretrain", *options]
+
+
+def launch(*arguments):
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=500, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "targets"), [("vfd", "centering"), ("vfd", "sinkhorn_knopp"), ("ibot", "centering")]
+)
+def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, method, targets):
+    options = [f"--objective.targets={targets}"]
+    if method == "ibot":
+        options += ["--recipe", "smoke", "ibot", "--views.local_views=2", "--objective.head.prototypes=64"]
+    launchers = ("none", "torchrun")
+    for launcher in launchers:
+        result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, *options)
+        assert result.returncode == 0, result.stderr
+    one, two = (torch.tensor(losses(tmp_path / launcher)) for launcher in launchers)
+    assert len(one) == 20
+    assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
+    features = [Encoder.from_pretrained(tmp_path / name / "encoder").encode(photograph).patches for name in launchers]
+    assert torch.allclose(*features, atol=1e-3)
+
+
+def test_two_processes_follow_one_plan_to_the_end_of_their_time(clip, tmp_path):
+    run = tmp_path / "run"
+    options = ["--max-time=00:00:30", "--views.low_resolution=0.5", "--run.log_every=3"]
+    result = launch("torchrun", clip, tmp_path / "frames", run, *options)
+    assert result.returncode == 0, result.stderr
+    plan = checkpoint.load_newest(run / "checkpoints").plan
+    rows = read_log(run / "log.jsonl")
+    assert len(rows) == plan.steps
+    assert len(plan.knots) > 3
+    assert rows[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in rows)
+
+
+def test_accelerate_launches_the_same_command(clip, tmp_path):
+    pytest.importorskip("accelerate")
+    result = launch("accelerate", clip, tmp_path / "frames", tmp_path / "run", "--run.steps=2")
+    assert result.returncode == 0, result.stderr
+    assert "clips on 2 x cpu" in result.stderr
+
+
+def test_a_process_that_dies_ends_the_others_with_its_reason(clip, tmp_path):
+    log = tmp_path / "run" / "log.jsonl"
+    arguments = command("torchrun", clip, tmp_path / "frames", tmp_path / "run", "--run.steps=5000")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as job:
+        try:
+            deadline = time.monotonic() + 120
+            while not (log.exists() and log.read_text().count("\n") > 2):
+                assert job.poll() is None, job.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            os.kill(process_of_rank(1, job.pid), signal.SIGKILL)
+            _, message = job.communicate(timeout=120)
+        finally:
+            job.kill()
+    assert job.returncode != 0
+    assert "local_rank: 1" in message
+    assert "SIGKILL" in message
+
+
+def process_of_rank(rank, launcher):
+    """Return the child of a launcher that has this rank."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, tmp_path):
+    result = launch("torchrun", clip, tmp_path / "frames", tmp_path / "run", "--run.batch_size=5")
+    assert result.returncode != 0
+    assert "run.batch_size 5 cannot be shared equally by 2 processes" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_share_the_batch():
+    assert read_recipe("vfd-vits16").run.batch_size % 8 == 0
+
+
+@pytest.mark.parametrize(("local", "count", "place"), [(0, 8, 0), (5, 8, 5), (0, 1, 0), (3, 1, 0)])
+def test_a_process_takes_the_gpu_of_its_number_or_the_only_one_that_it_sees(local, count, place):
+    assert choose_gpu(local, count) == torch.device("cuda", place)
+
+
+@pytest.mark.parametrize(("local", "count", "reason"), [(0, 0, "sees no CUDA device"), (2, 2, "there are 2")])
+def test_a_process_without_a_gpu_is_told(local, count, reason):
+    with pytest.raises(InputError, match=reason):
+        choose_gpu(local, count)
+
+
+def test_two_processes_on_one_gpu_are_told():
+    check_different(["GPU-1", "GPU-2"])
+    with pytest.raises(InputError, match="processes 0 and 2 have one and the same GPU"):
+        check_different(["GPU-1", "GPU-2", "GPU-1"])
+
+
+def test_each_machine_reads_the_stores_where_it_has_them(monkeypatch, tmp_path):
+    world = World(rank=3, size=4, local_rank=1, device=torch.device("cpu"))
+    here, there = ({Path(root, "10fps", f"{name}.zip"): "videos" for name in "ab"} for root in ("/here", "/there"))
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: None)
+    monkeypatch.setattr(distributed, "gather", lambda stores: [here, {}, there, stores])
+    assert extract_once(world, [], tmp_path, read_recipe("smoke")) == there
+    there.pop(Path("/there/10fps/a.zip"))
+    with pytest.raises(InputError, match="the machine of process 2 has other videos than that of process 0: 1 against"):
+        extract_once(world, [], tmp_path, read_recipe("smoke"))

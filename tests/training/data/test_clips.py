@@ -1,0 +1,117 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from training.data.clips import ClipIndex, ClipsConfig, clip_frames
+from video_distilled_encoder.errors import InputError
+
+
+def brute_force(times, stride, frames):
+    half = 0.51 * np.median(np.diff(times))
+    clips = []
+    for start in times:
+        wanted = [start + k * stride for k in range(frames)]
+        nearest = [int(np.argmin(np.abs(times - w))) for w in wanted]
+        close = all(abs(times[n] - w) <= half for n, w in zip(nearest, wanted, strict=True))
+        if close and all(np.diff(nearest) > 0):
+            clips.append(nearest)
+    return clips
+
+
+@pytest.mark.parametrize("fps", [12.5, 25, 29.97, 60])
+def test_stride_is_in_seconds_at_any_frame_rate(fps):
+    times = np.arange(int(4 * fps)) / fps
+    clips = clip_frames(times, np.zeros(len(times), int), ClipsConfig(3, 0.5))
+    step = 0.5 * fps
+    assert np.abs(np.diff(clips, axis=1) - step).max() <= 1
+    assert np.abs(clips[:, 2] - clips[:, 0] - 2 * step).max() <= 0.51
+    assert clips[0, 0] == 0
+    assert clips[-1, 2] == len(times) - 1
+
+
+def test_variable_rates_and_gaps_equal_a_brute_force_search():
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.choice([0.03, 0.04, 0.05, 0.9], p=[0.4, 0.3, 0.29, 0.01], size=300))
+    times -= times[0]
+    clips = clip_frames(times, np.zeros(len(times), int), ClipsConfig(3, 0.5))
+    assert clips.tolist() == brute_force(times, 0.5, 3)
+
+
+def test_no_clip_crosses_a_cut():
+    times, shots = np.arange(40) / 10, np.repeat([0, 1], [18, 22])
+    clips = clip_frames(times, shots, ClipsConfig(3, 0.5))
+    assert clips[:, 0].tolist() == [*range(8), *range(18, 30)]
+    assert (shots[clips] == shots[clips[:, :1]]).all()
+
+
+class FakeStore:
+    def __init__(self, frames, folder=""):
+        self.folder = folder
+        self.times = np.arange(frames) / 10
+        self.shots = np.zeros(frames, dtype=int)
+
+    def __len__(self):
+        return len(self.times)
+
+
+def stores(*lengths):
+    return [FakeStore(n) for n in lengths]
+
+
+def test_an_epoch_is_one_pass_and_the_order_a_function_of_seed_and_position():
+    index = ClipIndex(stores(30, 5, 25), ClipsConfig(3, 0.5), seed=1)
+    assert len(index) == 20 + 15
+    first = [(id(index[p][0]), *index[p][1]) for p in range(35)]
+    second = [(id(index[p][0]), *index[p][1]) for p in range(35, 70)]
+    assert len(set(first)) == 35
+    assert set(first) == set(second)
+    assert first != second
+    again = ClipIndex(index.stores, ClipsConfig(3, 0.5), seed=1)
+    assert [(id(again[p][0]), *again[p][1]) for p in reversed(range(35))] == first[::-1]
+    other = ClipIndex(index.stores, ClipsConfig(3, 0.5), seed=2)
+    assert [(id(other[p][0]), *other[p][1]) for p in range(35)] != first
+
+
+def test_survives_pickling():
+    index = ClipIndex(stores(30), ClipsConfig(3, 0.5), seed=1)
+    copy = pickle.loads(pickle.dumps(index))
+    assert [copy[p][1].tolist() for p in range(20)] == [index[p][1].tolist() for p in range(20)]
+
+
+def test_videos_that_are_too_short_say_so():
+    with pytest.raises(InputError, match=r"spans 1 s, and the longest video has 0\.70 s"):
+        ClipIndex(stores(5, 8), ClipsConfig(3, 0.5), seed=0)
+    with pytest.raises(InputError, match=r"longest video has 0\.00 s"):
+        ClipIndex(stores(1), ClipsConfig(3, 0.5), seed=0)
+
+
+def test_folders_are_drawn_from_as_asked():
+    videos = [
+        FakeStore(60, "robot"),
+        FakeStore(60, "robot"),
+        FakeStore(12, "street"),
+        FakeStore(22, "garden"),
+        FakeStore(5, "x"),
+    ]
+    counts = np.array([100, 2, 12])
+    for balance, weights in ((0.5, counts**0.5), (1.0, np.ones(3))):
+        index = ClipIndex(videos, ClipsConfig(3, 0.5, balance), seed=0)
+        assert len(index) == 114
+        for epoch in range(3):
+            drawn = [index[p][0].folder for p in range(114 * epoch, 114 * (epoch + 1))]
+            shares = [drawn.count(folder) for folder in ("robot", "street", "garden")]
+            assert np.abs(shares - 114 * weights / weights.sum()).max() <= 1
+
+
+def test_a_balanced_folder_is_gone_through_before_a_clip_comes_again():
+    index = ClipIndex([FakeStore(110, "robot"), FakeStore(20, "street")], ClipsConfig(3, 0.5, 1.0), seed=0)
+    assert len(index) == 110  # 100 and 10, so 55 of each in an epoch
+    clips = [(index[p][0].folder, int(index[p][1][0])) for p in range(220)]
+    robot, street = ([frame for folder, frame in clips if folder == name] for name in ("robot", "street"))
+    assert len(robot) == len(street) == 110
+    assert len(set(robot)) == 100
+    assert sorted(set(street)) == list(range(10))
+    assert {street.count(frame) for frame in range(10)} == {11}
+    again = pickle.loads(pickle.dumps(index))
+    assert [(again[p][0].folder, int(again[p][1][0])) for p in reversed(range(220))] == clips[::-1]

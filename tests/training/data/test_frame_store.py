@@ -1,0 +1,86 @@
+import os
+import shutil
+import signal
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from training.data.extraction import extract_all
+from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.extract import main
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.video import read_frames
+
+
+def test_frames_and_times_survive(clip, tmp_path):
+    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig()))
+    frames = list(read_frames(clip))
+    assert len(store) == 60
+    assert np.allclose(store.times, [frame.time for frame in frames])
+    for number in (0, 17, 59):
+        read = store.read(number).astype(int)
+        assert np.abs(read - frames[number].image).mean() < 3
+    with zipfile.ZipFile(store.path) as archive:
+        assert archive.testzip() is None
+        assert archive.read("000017.jpg")[:2] == b"\xff\xd8"
+
+
+def test_rate_and_size(clip, tmp_path):
+    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=90)))
+    assert len(store) == 25
+    assert store.size == (160, 90)
+    assert store.read(0).shape == (90, 160, 3)
+    assert store.path.parent.name == "10fps-90px-q90"
+
+
+def test_a_video_is_extracted_once_whatever_its_name(clip, tmp_path):
+    copy = shutil.copy(clip, tmp_path / "renamed.mp4")
+    config = ExtractConfig(fps=5)
+    stores = extract_all([clip, tmp_path], tmp_path / "frames", config)
+    ((store, folder),) = stores.items()
+    assert folder == str(clip.parent)
+    stamp = store.stat().st_mtime_ns
+    assert extract_video(tmp_path / copy, tmp_path / "frames", config).stat().st_mtime_ns == stamp
+
+
+def test_unreadable_videos_stop_or_are_left_out_and_leave_nothing(clip, tmp_path, make_video):
+    good = make_video("videos/good.mp4")
+    bad = tmp_path / "videos" / "bad.mp4"
+    bad.write_bytes(clip.read_bytes()[:200_000])
+    with pytest.raises(InputError, match=r"bad\.mp4"):
+        extract_all([tmp_path / "videos"], tmp_path / "frames", ExtractConfig(), workers=1)
+    stores = extract_all([good.parent], tmp_path / "frames", ExtractConfig(), skip_unreadable=True)
+    assert len(stores) == 1
+    assert [path.suffix for path in (tmp_path / "frames").rglob("*") if path.is_file()] == [".zip"]
+    with pytest.raises(InputError, match="none of the videos"):
+        extract_all([bad], tmp_path / "frames", ExtractConfig(), skip_unreadable=True)
+
+
+def die(video, root, config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_time_that_is_over_and_a_process_that_was_ended_are_one_sentence(clip, tmp_path, make_video, monkeypatch):
+    videos = [clip, make_video()]
+    with pytest.raises(InputError, match="the time was over when 0 of 2 videos were extracted"):
+        extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=1, deadline=time.monotonic() - 1)
+    monkeypatch.setattr("training.data.extraction.extract_video", die)
+    with pytest.raises(InputError, match=r"a process was ended from outside.* while videos were extracted"):
+        extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=2)
+
+
+def test_a_damaged_store_is_refused(tmp_path, clip):
+    path = extract_video(clip, tmp_path, ExtractConfig(fps=5))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole frame store"):
+        FrameStore(path)
+
+
+def test_command(run_command, clip, tmp_path, capsys):
+    assert run_command(main, clip, "--frames", tmp_path, "--fps", "4", "--workers", "1") is None
+    assert "1 frame stores in" in capsys.readouterr().out
+    assert "extract.fps must be positive" in run_command(main, clip, "--frames", tmp_path, "--fps", "-1")
+    (tmp_path / "none").mkdir()
+    assert "holds no video" in run_command(main, tmp_path / "none", "--frames", tmp_path)

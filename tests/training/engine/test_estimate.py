@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.data.clips import ClipIndex
+from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.data.loading import ClipViews
+from training.engine.estimate import expected_memory, flops_per_clip
+from training.engine.run import build_method
+from training.pretrain import main
+from training.recipes.recipe import read_recipe
+from video_distilled_encoder import ModelConfig
+
+
+def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tmp_path, capsys):
+    arguments = ["--data", clip, "--out", tmp_path / "run", "--recipe", "smoke", "--frames", tmp_path / "frames"]
+    assert run_command(main, *arguments, "--dry-run", "--run.steps=7") is None
+    text = capsys.readouterr().out
+    assert "1 videos, 15 clips; 7 steps of 4 clips" in text
+    assert "memory on one device: about" in text
+    written = text.split("\n\n")[0]
+    (tmp_path / "again.yaml").write_text(written)
+    assert read_recipe(str(tmp_path / "again.yaml")) == read_recipe("smoke", ["--run.steps=7"])
+    with Image.open(tmp_path / "run.views.png") as picture:
+        assert np.asarray(picture).std() > 10
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path, batch):
+    recipe = read_recipe("smoke", [f"--run.batch_size={batch}", "--backbone.drop_path=0.0"])
+    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
+    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    method = build_method(recipe, config)
+    memory = expected_memory(recipe, clips, method, config, bf16=False)
+    held = {}
+
+    def count(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    views = {"global": torch.rand(batch, 3, 3, 64, 64), "local": torch.rand(batch, 4, 3, 32, 32)}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        losses = method(views, 0.5)
+    weights = sum(parameter.numel() * 4 for parameter in method.student.parameters())
+    assert losses.total.isfinite()
+    assert memory["activations"] == pytest.approx(sum(held.values()) - weights, rel=0.1)
+    assert memory["weights, gradients, AdamW"] == pytest.approx(4 * weights, rel=0.1)
+
+
+def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
+    recipe = read_recipe("smoke")
+    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
+    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe)
+    config = ModelConfig(architecture=recipe.backbone.architecture)
+    method = build_method(recipe, config)
+    forward = {"student": 0.0, "teacher": 0.0}
+
+    def count(tower):
+        def hook(layer, inputs, output):
+            products = layer.weight[0].numel() * output.numel()  # multiply-adds
+            forward[tower] += 2 * products
+
+        return hook
+
+    for tower in forward:
+        for layer in getattr(method, tower).modules():
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                layer.register_forward_hook(count(tower))
+    got = flops_per_clip(clips, method, config)
+    # two clips were counted; a backward pass costs twice the forward pass; attention and the loss are some percent
+    layers = (3 * forward["student"] + forward["teacher"]) / 2
+    assert 0.98 * layers < got < 1.15 * layers
+    assert all(parameter.grad is None for parameter in method.parameters())

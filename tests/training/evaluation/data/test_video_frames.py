@@ -1,0 +1,92 @@
+import argparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.evaluation.data.video_frames import encode_clips, load_clips, nearest_frames, other_frame
+from training.models.loading import Pixels
+from video_distilled_encoder import InputError
+from video_distilled_encoder.video import read_frames
+
+
+def test_frames_are_those_of_the_video_at_these_times(clip):
+    every = list(read_frames(clip))
+    (found,) = load_clips(clip, [0.1, 0.5, 1.0], frames=4)
+    assert found.video == clip.name
+    for image, time in zip(found.images, found.times, strict=True):
+        number = int(np.argmin([abs(frame.time - time) for frame in every]))
+        assert np.array_equal(image, every[number].image)
+    for offset, pairs in found.pairs.items():
+        assert len(pairs) == 4
+        gaps = found.times[pairs[:, 1]] - found.times[pairs[:, 0]]
+        assert np.abs(gaps - offset).max() <= 0.5 / 24 + 1e-6
+    bases = {tuple(found.times[pairs[:, 0]]) for pairs in found.pairs.values()}
+    assert len(bases) == 1
+    spacing = np.diff(sorted(bases.pop()))
+    assert spacing.max() - spacing.min() < 2.5 / 24
+
+
+def test_the_nearest_time_stamp_is_taken():
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(0, 10, 200))
+    found = nearest_frames(times, [0.3, 1.0], 1000)
+    eligible = []
+    for base, time in enumerate(times):
+        gaps = [np.abs(times - time - offset).min() for offset in (0.3, 1.0)]
+        if gaps[0] <= 0.075 and gaps[1] <= 0.25:
+            eligible.append(base)
+    assert found[0.3][:, 0].tolist() == found[1.0][:, 0].tolist() == eligible
+    for offset, pairs in found.items():
+        for base, later in pairs:
+            assert later == np.argmin(np.abs(times - times[base] - offset))
+    assert len(nearest_frames(np.array([0.0]), [0.1], 3)[0.1]) == 0
+
+
+def test_videos_are_not_mixed_and_draws_repeat(make_video, tmp_path):
+    for number in range(4):
+        make_video(f"v{number}.mp4", seconds=0.3 if number == 0 else 1.5)
+    found = list(load_clips(tmp_path, [0.2, 1.0]))
+    assert [clip.video for clip in found] == ["v1.mp4", "v2.mp4", "v3.mp4"]
+    draws = [[clip.video for clip in load_clips(tmp_path, [0.2], max_videos=2, seed=5)] for _ in range(2)]
+    assert draws[0] == draws[1]
+    assert len(set(draws[0])) == 2
+    with pytest.raises(InputError, match=r"no video in .* 5 s apart; lower the offsets"):
+        list(load_clips(tmp_path, [5]))
+    with pytest.raises(InputError, match="does not exist"):
+        list(load_clips(tmp_path / "nothing", [1.0]))
+
+
+def test_image_sequences(tmp_path):
+    for sequence, length in (("bear", 12), ("cows", 12)):
+        folder = tmp_path / "JPEGImages" / "480p" / sequence
+        folder.mkdir(parents=True)
+        for number in range(length):
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{number:05d}.png")
+    clips = list(load_clips(tmp_path, [0.5], fps=10))
+    assert [clip.video for clip in clips] == ["bear", "cows"]
+    pairs = clips[0].images[clips[0].pairs[0.5]][..., 0, 0, 0].astype(int)
+    gaps = pairs[:, 1] - pairs[:, 0]
+    assert (gaps[:7] == 5).all()
+    assert gaps[7:].tolist() == [4]  # within the tolerance: 0.4 s at the end
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name in ("0001TP_000030", "0001TP_000060", "0016E5_000030", "0016E5_000060", "0016E5_000180"):
+        Image.new("RGB", (32, 32)).save(flat / f"{name}.png")
+    found = {clip.video: len(clip.pairs[1.0]) for clip in load_clips(flat, [1.0], fps=30)}
+    assert found == {"0001TP": 1, "0016E5": 1}
+
+
+def test_controls_are_of_other_videos(make_video, tmp_path):
+    for number in range(3):
+        make_video(f"videos/v{number}.mp4", seconds=1.5)
+    args = argparse.Namespace(
+        data=tmp_path / "videos", offsets=[0.2, 0.5], fps=24, videos=0, frames=4, seed=0, size=(40, 64), cache=tmp_path
+    )
+    clips = encode_clips(Pixels(), args)
+    assert [clip.grid.shape[1:] for clip in clips] == [(2, 4, 768)] * 3
+    others = {(clip, other_frame(clips, clip, pair, 0.2)[0]) for clip in range(3) for pair in range(4)}
+    assert others == {(a, b) for a in range(3) for b in range(3) if a != b}
+    args.data = tmp_path / "videos" / "v0.mp4"
+    with pytest.raises(InputError, match="one video"):
+        encode_clips(Pixels(), args)

@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+
+from training.evaluation.metrics import segmentation as metrics
+
+
+def square(top, left, side=40, shape=(96, 128)):
+    mask = np.zeros(shape, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def blobs(seed, shape=(60, 83)):
+    coarse = np.random.default_rng(seed).random((shape[0] // 10 + 1, shape[1] // 10 + 1)) < 0.4
+    return np.kron(coarse, np.ones((10, 10), bool))[: shape[0], : shape[1]]
+
+
+def slow_boundary(mask):
+    """The benchmark's boundary map, pixel by pixel."""
+    height, width = mask.shape
+    found = set()
+    for y in range(height):
+        for x in range(width):
+            right = mask[y, x + 1] if x + 1 < width else False
+            below = mask[y + 1, x] if y + 1 < height else False
+            diagonal = mask[y + 1, x + 1] if x + 1 < width and y + 1 < height else False
+            here = mask[y, x]
+            if y == height - 1 and x == width - 1:
+                continue
+            if y == height - 1:
+                differs = here != right
+            elif x == width - 1:
+                differs = here != below
+            else:
+                differs = here != right or here != below or here != diagonal
+            if differs:
+                found.add((y, x))
+    return found
+
+
+def slow_f(mask, truth):
+    radius = math.ceil(0.008 * math.hypot(*mask.shape))
+    found, wanted = slow_boundary(mask), slow_boundary(truth)
+
+    def share(points, others):
+        near = [any((y - v) ** 2 + (x - u) ** 2 <= radius**2 for v, u in others) for y, x in points]
+        return sum(near) / len(near)
+
+    if not found or not wanted:
+        precision, recall = (0, 1) if found else (1, 0) if wanted else (1, 1)
+    else:
+        precision, recall = share(found, wanted), share(wanted, found)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_definition_pixel_by_pixel(seed):
+    mask, truth = blobs(seed), np.roll(blobs(seed + seed % 2), (seed, 2), (0, 1))
+    assert set(zip(*np.nonzero(metrics.boundary(mask)), strict=True)) == slow_boundary(mask)
+    assert metrics.boundary_accuracy(mask, truth) == pytest.approx(slow_f(mask, truth), abs=1e-12)
+    both = sum(a and b for a, b in zip(mask.flat, truth.flat, strict=True))
+    either = sum(a or b for a, b in zip(mask.flat, truth.flat, strict=True))
+    assert metrics.region_similarity(mask, truth) == pytest.approx(both / either)
+
+
+def test_known_values():
+    mask, empty = square(20, 30), np.zeros((96, 128), bool)
+    assert metrics.region_similarity(mask, mask) == metrics.boundary_accuracy(mask, mask) == 1
+    assert metrics.region_similarity(empty, empty) == metrics.boundary_accuracy(empty, empty) == 1
+    assert metrics.region_similarity(mask, empty) == metrics.boundary_accuracy(mask, empty) == 0
+    assert metrics.boundary_accuracy(empty, mask) == 0
+    # The diagonal is 160, so boundaries may be ceil(1.28) = 2 pixels apart.
+    assert metrics.region_similarity(mask, square(20, 40)) == pytest.approx(30 / 50)
+    assert metrics.boundary_accuracy(mask, square(20, 32)) == 1
+    assert metrics.boundary_accuracy(square(2, 2), square(50, 80)) == 0
+
+
+def test_a_shifted_square_by_hand():
+    mask, shifted = square(20, 30), square(20, 40)
+    assert metrics.region_similarity(mask, shifted) == pytest.approx(30 / 50)
+    # Each boundary is the rim of 41 x 41 pixels, 160 in all; near is 2 pixels. The horizontal sides share 31 columns,
+    # and 2 beyond are near. A vertical side is 10 columns from the other's: only what lies right below a rim is near.
+    horizontal = 2 * (31 + 2)
+    ends = 2 * 2
+    assert metrics.boundary_accuracy(mask, shifted) == pytest.approx((horizontal + ends) / 160)
+
+
+def test_two_crossing_lines_by_hand():
+    # A mask's right half and its upper half: each boundary is one line of 40, crossing the other at one pixel.
+    right, upper = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    right[:, 20:] = True
+    upper[:20] = True
+    # Diagonal 56.6, radius 1: of a line's 40 pixels, those 1 to either side of the other line are near: 3 of 40.
+    assert metrics.boundary_accuracy(right, upper) == pytest.approx(3 / 40)
+    assert metrics.region_similarity(right, upper) == pytest.approx(1 / 3)
+
+
+def test_dilation_is_a_disk():
+    points = np.zeros((9, 9), bool)
+    points[4, 4] = True
+    grown = metrics.dilate(points, 2)
+    assert grown.sum() == 13
+    assert grown[2, 4]
+    assert not grown[2, 3]
+
+
+def test_statistics_are_the_benchmarks():
+    values = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    # Borders of the quarters, in frames from 1: 1, 2.75, 4.5, 6.25, 8 -> 1, 3, 5, 6, 8.
+    got = metrics.statistics(values)
+    assert got.mean == pytest.approx(0.65)
+    assert got.recall == pytest.approx(5 / 8)
+    assert got.decay == pytest.approx(0.9 - 0.4)
+    assert metrics.statistics(np.array([0.7])) == (0.7, 1, 0)

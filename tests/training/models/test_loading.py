@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from export.pipeline import export
+from training.models.loading import Pixels, TimmModel, hash_weights, load_model
+from video_distilled_encoder import InputError
+
+
+@pytest.fixture
+def picture(photograph):
+    return Image.open(photograph).convert("RGB").resize((96, 64))
+
+
+def test_pixels_are_raw_patches(picture):
+    grid = Pixels().encode([picture], (64, 96)).grid
+    assert grid.shape == (1, 768, 4, 6)
+    scaled = torch.tensor(np.array(picture)).permute(2, 0, 1) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    scaled = scaled / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.allclose(grid[0, :, 1, 2].view(3, 16, 16), scaled[:, 16:32, 32:48], atol=1e-5)
+
+
+def test_rows_that_stand_beside_every_figure(picture):
+    assert load_model("random", seed=3).description == {
+        "name": "random",
+        "seed": 3,
+        "architecture": "vit_small_patch16_224",
+    }
+    one, two, other = (load_model("random", seed=seed).encode([picture], (32, 32)).grid for seed in (3, 3, 4))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    constant = load_model("constant").encode([picture, picture], (32, 48))
+    assert constant.grid.shape == (2, 8, 2, 3)
+    assert len(constant.patches.flatten(0, 1).unique(dim=0)) == 1
+
+
+def test_an_encoder_gives_what_encode_gives(tiny, tiny_directory, picture):
+    model = load_model(str(tiny_directory))
+    assert len(model.description["weights_sha256"]) == 64
+    found = model.encode([picture], (64, 96))
+    expected = tiny.encode([picture], size=(64, 96), crop_mode="squash")
+    assert torch.allclose(found.grid, expected.grid, atol=1e-5)
+    assert torch.allclose(found.cls, expected.cls, atol=1e-5)
+    several = model.encode([picture], (64, 96), layers=3)
+    assert several.grid.shape == (1, 3 * 192, 4, 6)
+    assert torch.allclose(several.grid[:, -192:], expected.grid, atol=1e-5)
+
+
+def test_an_export_is_evaluated_in_its_runtime(shallow_directory, tmp_path, picture):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "e.onnx"
+    export(shallow_directory, out, size=(64, 96), layer_parity=False)
+    model, reference = load_model(str(out)), load_model(str(shallow_directory))
+    got, expected = (m.encode([picture, picture], (64, 96)) for m in (model, reference))
+    assert torch.allclose(got.grid, expected.grid, atol=1e-4)
+    assert torch.allclose(got.cls, expected.cls, atol=1e-4)
+    assert model.description["weights_sha256"] == reference.description["weights_sha256"]
+    assert model.description["precision"] == "fp32"
+    with pytest.raises(InputError, match=r"takes \(batch, 3, 64, 96\)"):
+        model.encode([picture], (64, 64))
+    with pytest.raises(InputError, match="gives the last block's features"):
+        model.encode([picture], (64, 96), layers=2)
+
+
+@pytest.mark.parametrize(("name", "patch"), [("vit_tiny_patch16_224", 16), ("resnet18", 32), ("convnext_atto", 32)])
+def test_a_timm_model_gives_what_its_forward_features_give(picture, name, patch):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
+    model = TimmModel(network, {"name": name})
+    assert model.patch_size == patch
+    size = model.nearest_size(64, 96)
+    found = model.encode([picture], size)
+    pixels = torch.tensor(np.array(picture)).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = network.forward_features((pixels - mean) / std)
+    if "vit" in name:
+        assert torch.allclose(found.patches, expected[:, 1:], atol=1e-5)
+        assert torch.allclose(found.cls, expected[:, 0], atol=1e-5)
+    else:
+        assert found.grid.shape[-2:] == (2, 3)
+        if name == "resnet18":
+            assert torch.allclose(found.grid, expected, atol=1e-5)
+
+
+def test_a_transformers_model_gives_what_it_gives_itself(picture, tmp_path):
+    torch.manual_seed(0)
+    size = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(image_size=96, patch_size=8, **size)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    assert model.patch_size == 8
+    square = picture.resize((96, 96))
+    found = model.encode([square], (96, 96))
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(square, return_tensors="pt", do_resize=False)
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(tmp_path)(**inputs).last_hidden_state
+    assert torch.allclose(found.patches, expected[:, 1:], atol=1e-4)
+    assert torch.allclose(found.grid.flatten(2).mT, found.patches)
+    assert model.encode([picture], (64, 96), layers=2).grid.shape == (1, 96, 8, 12)
+
+
+def test_names_that_are_none_are_refused(tmp_path):
+    for name, message in (
+        ("nothing", "neither a directory"),
+        ("timm:no_such_model", "timm has no model 'no_such_model'"),
+        (f"transformers:{tmp_path}", "transformers cannot load"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_model(name)
+
+
+def test_the_hash_knows_every_weight(tiny):
+    before = hash_weights(tiny)
+    with torch.no_grad():
+        tiny.backbone.blocks[3].attn.proj.bias[5] += 1
+        assert hash_weights(tiny) != before
+        tiny.backbone.blocks[3].attn.proj.bias[5] -= 1

@@ -1,0 +1,15 @@
+"""What commands share."""
+
+from __future__ import annotations
+
+import re
+
+
+def parse_duration(text: str | float) -> float:
+    """Turn HH:MM:SS into seconds; jsonargparse hands in its own result again."""
+    if isinstance(text, (int, float)):
+        return float(text)
+    if not re.fullmatch(r"\d+:\d\d:\d\d", text):
+        raise ValueError(f"a time is written HH:MM:SS, got {text!r}")
+    hours, minutes, seconds = (int(part) for part in text.split(":"))
+    return hours * 3600.0 + minutes * 60 + seconds

@@ -1,0 +1,1 @@
+"""From videos' frames to batches: stores, clips, views, colours."""

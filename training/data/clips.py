@@ -1,0 +1,134 @@
+"""Clips: K frames of one video, a fixed time apart, in an order that is a pure function of (seed, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from training.data.frame_store import FrameStore
+from video_distilled_encoder.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClipsConfig:
+    """Which frames make a clip."""
+
+    frames: int = 3
+    """K, frames per clip (paper, section 2)."""
+    stride: float = 0.5
+    """Seconds between consecutive frames of a clip (the paper's 30 frames at 60 frames/s)."""
+    balance: float = 0.0
+    """How evenly the folders of videos are drawn from: 0, every clip as often as another; 1, every folder as often as
+    another, however many clips it holds; between, a folder of n clips in proportion to n^(1 - balance)."""
+    in_memory: bool | Literal["device"] = False
+    """Keep all decoded frames in memory, for data that fit: no frame is decoded twice. `device`: in the memory of the
+    device that trains, which then cuts the views as well."""
+    reduced: bool = False
+    """Decode a frame at a half, a quarter or an eighth of its size where all its views have still twice their pixels:
+    for large frames, when they are not in memory."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.stride <= 0:
+            raise InputError(f"clips need frames >= 1 and stride > 0, got {self.frames} and {self.stride}")
+        if not 0 <= self.balance <= 1:
+            raise InputError(f"clips.balance is 0 to 1, got {self.balance}")
+
+
+class ClipIndex:
+    """All clips of several videos.
+
+    A clip starts at every frame from which the others can be reached: for each the nearest frame in time is taken, and
+    it must lie within half a frame interval of where it should be, so variable frame rates and gaps are handled. No
+    clip leaves its video or crosses a cut.
+
+    Raises:
+        InputError: no video is long enough.
+    """
+
+    def __init__(self, stores: Sequence[FrameStore], config: ClipsConfig, seed: int) -> None:
+        self.stores = stores
+        self.seed = seed
+        self.balance = config.balance
+        rows = [clip_frames(store.times, store.shots, config) for store in stores]
+        self.frames = np.concatenate(rows) if rows else np.zeros((0, config.frames), dtype=np.int64)
+        """(clips, K) frame numbers."""
+        self.videos = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        """(clips,) the store each clip is from."""
+        if len(self.frames) == 0:
+            longest = max((store.times[-1] for store in stores if len(store)), default=0.0)
+            need = (config.frames - 1) * config.stride
+            raise InputError(
+                f"no video is long enough: a clip of {config.frames} frames at a stride of {config.stride:g} s spans "
+                f"{need:g} s, and the longest video has {longest:.2f} s; change clips.stride or give longer videos"
+            )
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, position: int) -> tuple[FrameStore, np.ndarray]:
+        """Return the store and the (K,) frame numbers of the clip at `position` of the run.
+
+        Position p is clip p mod n of a fresh shuffle in epoch p div n: of all n clips, or, where folders are balanced,
+        of n clips of which each folder has its share.
+        """
+        epoch, index = divmod(position, len(self))
+        clip = self._order(epoch)[index]
+        return self.stores[self.videos[clip]], self.frames[clip]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        shuffle = np.random.default_rng([self.seed, epoch]).permutation
+        return shuffle(self._balanced(epoch)) if self.balance else shuffle(len(self))
+
+    def _balanced(self, epoch: int) -> np.ndarray:
+        """Return the clips of an epoch: of each folder the next ones of an endless row of shuffles of its clips."""
+        folders = [store.folder for store in self.stores]
+        names = list(dict.fromkeys(folders))
+        of_clip = np.array([names.index(folder) for folder in folders])[self.videos]
+        members = [found for n in range(len(names)) if len(found := np.flatnonzero(of_clip == n))]
+        chosen = []
+        for number, (clips, share) in enumerate(zip(members, self._shares(members), strict=True)):
+            first, last = epoch * share, (epoch + 1) * share
+            rounds = range(first // len(clips), -(-last // len(clips)))
+            row = [np.random.default_rng([self.seed, number, n]).permutation(clips) for n in rounds]
+            chosen += [clip for part in row for clip in part][first - rounds.start * len(clips) :][:share]
+        return np.array(chosen)
+
+    def _shares(self, members: Sequence[np.ndarray]) -> list[int]:
+        """Return how many clips of an epoch each folder has; together all."""
+        weights = np.array([len(clips) for clips in members]) ** (1 - self.balance)
+        ends = np.round(len(self) * np.cumsum(weights) / weights.sum()).astype(int)
+        return np.diff(ends, prepend=0).tolist()
+
+
+def clip_frames(times: np.ndarray, shots: np.ndarray, config: ClipsConfig) -> np.ndarray:
+    """Return the (clips, K) frame numbers of all clips of a video.
+
+    Args:
+        times: (T,) seconds of its frames, ascending.
+        shots: (T,) number of the shot each frame belongs to.
+        config: frames and stride.
+    """
+    if len(times) < config.frames:
+        return np.zeros((0, config.frames), dtype=np.int64)
+    tolerance = 0.51 * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    wanted = times[:, None] + config.stride * np.arange(config.frames)[None]
+    right = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
+    left = right - 1
+    right = np.minimum(right, len(times) - 1)
+    nearest = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+    close = np.abs(times[nearest] - wanted) <= tolerance
+    distinct = (np.diff(nearest, axis=1) > 0).all(axis=1)
+    one_shot = (shots[nearest] == shots[nearest[:, :1]]).all(axis=1)
+    return nearest[close.all(axis=1) & distinct & one_shot]

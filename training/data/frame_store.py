@@ -1,0 +1,166 @@
+"""Frame stores: the frames of one video as JPEGs in one uncompressed ZIP file, with their time stamps.
+
+ZIP, because every language and file manager opens it, its central directory gives random access to each frame, and the
+standard library writes it. JPEG, because a region of it can be decoded alone (`training.data.jpeg`). A store is named
+by the SHA-256 of the video's content, so that a video is extracted once however often it is copied or renamed, and it
+appears under its name only when it is complete.
+
+    000000.jpg, 000001.jpg, …   the frames, in order
+    video.json                  {"source", "sha256", "size": [width, height], "times": seconds of each frame,
+                                "cuts": frames that begin a new shot, "settings"}
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from training.data import jpeg
+from training.data.box import Box
+from training.data.cuts import find_cuts, thumbnail
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import atomic_path, sha256
+from video_distilled_encoder.video import VideoFrame, read_frames
+
+_META = "video.json"
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """How videos become frame stores."""
+
+    fps: float | None = None
+    """Frames kept per second; all if none is given."""
+    short_side: int | None = None
+    """Frames larger than this are resized to it (pixels of the shorter side); none are if it is not given."""
+    quality: int = 90
+    """JPEG quality, 1 to 95."""
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.fps <= 0:
+            raise InputError(f"extract.fps must be positive, got {self.fps}")
+        if self.short_side is not None and self.short_side < 16:
+            raise InputError(f"extract.short_side must be at least 16 pixels, got {self.short_side}")
+        if not 1 <= self.quality <= 95:
+            raise InputError(f"extract.quality must be 1 to 95, got {self.quality}")
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that holds the stores made with these settings."""
+        fps = f"{self.fps:g}fps" if self.fps else "all-frames"
+        size = f"{self.short_side}px" if self.short_side else "full-size"
+        return f"{fps}-{size}-q{self.quality}"
+
+
+def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
+    """Write the frame store of a video, unless it is there already, and return its path.
+
+    Raises:
+        InputError: the video is missing, empty, damaged or truncated. No store is left behind then.
+    """
+    if not video.is_file():
+        raise InputError(f"{video} does not exist")
+    digest = sha256(video)
+    path = root / config.folder / f"{digest[:16]}.zip"
+    if path.exists():
+        return path
+    times: list[float] = []
+    changes: list[float] = []
+    before: np.ndarray | None = None
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for frame in read_frames(video, min_interval=1 / config.fps if config.fps else 0.0):
+            image = _scale_down(frame, config)
+            archive.writestr(f"{len(times):06d}.jpg", jpeg.encode(image, config.quality))
+            times.append(frame.time)
+            small = thumbnail(frame.image)
+            changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
+            before = small
+        cuts = find_cuts(np.array(changes))
+        meta = {"source": video.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
+        archive.writestr(_META, json.dumps({**meta, "settings": asdict(config)}))
+    return path
+
+
+def _scale_down(frame: VideoFrame, config: ExtractConfig) -> Image.Image:
+    image = Image.fromarray(frame.image)
+    if not config.short_side or min(image.size) <= config.short_side:
+        return image
+    scale = config.short_side / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+class FrameStore:
+    """Random access to the frames of one video.
+
+    Args:
+        path: the ZIP file.
+        folder: where the video is from; videos of one folder are one source of clips.
+
+    Raises:
+        InputError: the file is not a whole frame store, when it is opened.
+    """
+
+    def __init__(self, path: Path, folder: str = "") -> None:
+        self.path, self.folder = path, folder
+        try:
+            with zipfile.ZipFile(path) as archive:
+                meta = json.loads(archive.read(_META))
+                frames = [info for info in archive.infolist() if info.filename != _META]
+            self.source: str = meta["source"]
+            self.times = np.asarray(meta["times"], dtype=np.float64)
+            self.size: tuple[int, int] = tuple(meta["size"])
+            cuts = meta["cuts"]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
+        self.shots = np.zeros(len(self.times), dtype=np.int64)
+        self.shots[cuts] = 1
+        self.shots = np.cumsum(self.shots)
+        # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
+        self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
+        self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)
+        self._file: io.FileIO | None = None
+        self.pixels: Tensor | None = None
+        """(F, H, W, 3) uint8 of all frames, where they are in memory (`training.data.resident`)."""
+        self.first_resident = 0
+        """Number of the first frame among all resident ones."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_file": None}
+
+    def read(self, index: int, box: Box | None = None, scale: int = 1) -> np.ndarray:
+        """Return frame `index`, or a region of it, as (H, W, 3) uint8 RGB, at 1/`scale` of its size (`jpeg.decode`).
+
+        In memory frames are whole: there `scale` is 1.
+        """
+        if self.pixels is None:
+            return self.decode(index, box, scale)
+        frame = self.pixels[index].numpy()
+        return frame if box is None else frame[box.top : box.top + box.height, box.left : box.left + box.width]
+
+    def decode(self, index: int, box: Box | None = None, scale: int = 1) -> np.ndarray:
+        """Read frame `index`, or a region of it, from the file, at 1/`scale` of its size."""
+        if self._file is None:
+            self._file = io.FileIO(self.path)
+        data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
+        return jpeg.decode(data, box, scale)
+
+    def bytes_in_memory(self) -> int:
+        """Return how much memory all frames take decoded."""
+        return len(self) * self.size[0] * self.size[1] * 3
+
+
+def open_stores(stores: Mapping[Path, str]) -> list[FrameStore]:
+    """Open several stores, each with the folder that its video is from."""
+    return [FrameStore(path, folder) for path, folder in stores.items()]

@@ -1,0 +1,54 @@
+"""The curves of a run as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.engine.log import read_log
+from video_distilled_encoder.errors import MissingExtra
+from video_distilled_encoder.files import atomic_path
+
+_PANELS = {
+    "loss": ("loss", "dense_loss", "global_loss"),
+    "entropy of the teacher's targets (nats)": ("patch_entropy", "cls_entropy"),
+    "entropy of their mean over the batch (nats)": ("patch_batch_entropy", "cls_batch_entropy"),
+    "spread of the teacher's features": ("patch_feature_std", "cls_feature_std"),
+    "effective rank of the teacher's features": ("patch_feature_rank", "cls_feature_rank"),
+    "largest gradient norm of a tensor": ("grad_norm",),
+    "clips per second": ("clips_per_second",),
+    "seconds of a step, and of its parts": ("seconds", "data_wait", "balance_time", "loss_time"),
+    "TFLOP per second": ("tflop_per_second",),
+    "peak memory (GiB)": ("memory_gib",),
+}
+_COLUMNS = 5
+
+
+def plot_curves(log: Path, picture: Path) -> None:
+    """Draw the log of a run (`log.jsonl`) as a PNG."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "train") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_log(log)
+    steps = [row["step"] for row in rows]
+    known = {title: [name for name in names if rows and name in rows[0]] for title, names in _PANELS.items()}
+    known = {title: names for title, names in known.items() if names} or {"no step": []}
+    height = -(-len(known) // _COLUMNS)
+    figure, axes = plt.subplots(height, _COLUMNS, figsize=(20, 3.2 * height), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(known) :]:
+        axis.set_axis_off()
+    for axis, (title, names) in zip(axes.flat, known.items(), strict=False):
+        for name in names:
+            axis.plot(steps, [row[name] for row in rows], label=name.replace("_", " "), linewidth=1)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.ticklabel_format(useOffset=False)
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize=8)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,92 @@
+"""The directory of a run: what it holds before training begins, and whether one may begin or go on in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from training.common import distributed
+from training.common.distributed import World
+from training.data.clips import ClipIndex
+from training.data.loading import ClipViews
+from training.data.sheet import draw_sheet
+from training.recipes.recipe import Recipe, read_recipe
+from video_distilled_encoder.errors import InputError
+
+
+def start_directory(
+    out: Path, recipe: Recipe, index: ClipIndex, world: World, before: Sequence[dict[str, Any]]
+) -> None:
+    """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    device = distributed.device_name(world.device.type)
+    facts = {
+        "videos": len(index.stores),
+        "hours": round(hours_of(index), 2),
+        "different_clips": len(index),
+        "device": f"{world.size} x {device}" if world.size > 1 else device,
+        "torch": torch.__version__,
+        "runs_before": before,
+    }
+    (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
+
+
+def hours_of(index: ClipIndex) -> float:
+    """Return the length of all videos."""
+    return sum(store.times[-1] for store in index.stores if len(store)) / 3600
+
+
+def is_run(out: Path) -> bool:
+    """Tell whether a run was started in `out`, which --resume would go on with."""
+    return (out / "recipe.yaml").is_file()
+
+
+def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse a run directory that is taken, or that does not fit what is to be resumed."""
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} is not empty; add --resume to go on with the run in it, or choose another --out")
+        return
+    old = out / "recipe.yaml"
+    if not is_run(out):
+        raise InputError(f"{out} holds no run to resume: it has no recipe.yaml")
+    if not recipe.trains_like(read_recipe(str(old))):
+        changed = _first_difference(yaml.safe_load(old.read_text(encoding="utf-8")), recipe)
+        raise InputError(f"{out} was started with other settings: {changed}; take those, or choose another --out")
+
+
+def _first_difference(old: dict, recipe: Recipe) -> str:
+    for section, values in old.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            now = getattr(getattr(recipe, section), name)
+            if value != (list(now) if isinstance(now, tuple) else now) and not hasattr(now, "__dataclass_fields__"):
+                return f"{section}.{name} was {value}, now {now}"
+    return "see its recipe.yaml"
+
+
+def run_card(recipe: Recipe, steps: int, videos: int, hours: float) -> str:
+    """Return a model card that states how the encoder was trained."""
+    return f"""---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags: [vision-transformer, self-supervised, video_distilled_encoder]
+---
+# An encoder distilled from video
+
+The teacher's backbone ({recipe.backbone.architecture}) of a run of `python -m training.pretrain` with the method
+`{recipe.method}`: {steps} steps of {recipe.run.batch_size} clips ({recipe.clips.frames} frames,
+{recipe.clips.stride:g} s apart) from {videos} videos, {hours:.2f} hours in all. It has not been evaluated.
+
+```python
+from video_distilled_encoder import Encoder
+encoder = Encoder.from_pretrained("DIRECTORY_OR_HUB_NAME")
+out = encoder.encode("photograph.jpg")   # out.cls, out.patches, out.grid
+```
+"""

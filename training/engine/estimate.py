@@ -1,0 +1,125 @@
+"""What a run would be, without running it: settings, steps, memory, and a sheet of real views."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.data import photometric
+from training.data.clips import ClipIndex
+from training.data.loading import ClipViews, Place
+from training.data.sheet import draw_sheet
+from training.engine.plan import Phase, mean_cost
+from training.methods.base import Method
+from training.nn.distillation import chunk_of
+from training.recipes.recipe import Recipe
+from video_distilled_encoder.model_config import ModelConfig
+
+_LOGIT_COPIES = 4
+
+
+def report(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig, picture: Path, bf16: bool) -> str:
+    """Draw a sheet of views and describe the run in words.
+
+    Args:
+        recipe: all settings.
+        index: the clips.
+        method: student and teacher, on the CPU.
+        config: mean and standard deviation of the pixels.
+        picture: where the sheet goes.
+        bf16: whether the run would compute in bf16.
+    """
+    steps = recipe.run.total_steps(len(index))
+    clips = ClipViews(index, recipe)
+    draw_sheet(clips, range(min(8, len(index))), picture)
+    memory = expected_memory(recipe, clips, method, config, bf16)
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
+    flops = mean_cost(find_phases(clips, method, config))
+    return (
+        f"{recipe.to_yaml()}\n"
+        f"{len(index.stores)} videos, {len(index)} clips; {steps} steps of {recipe.run.batch_size} clips\n"
+        f"arithmetic: {flops / 1e9:.1f} GFLOP a clip, {flops * steps * recipe.run.batch_size / 1e15:.3g} PFLOP in all\n"
+        f"memory on one device: about {sum(memory.values()) / 2**30:.1f} GiB ({parts})\n"
+        f"views: {picture}"
+    )
+
+
+def expected_memory(
+    recipe: Recipe, clips: ClipViews, method: Method, config: ModelConfig, bf16: bool
+) -> dict[str, float]:
+    """Return the bytes that training needs if one process takes the whole batch.
+
+    Activations are measured, not guessed: one real clip goes through the method on the CPU, and what autograd keeps of
+    it is counted and multiplied. What only exists for a moment is estimated.
+    """
+    student = sum(parameter.numel() for parameter in method.student.parameters())
+    teacher = sum(parameter.numel() for parameter in method.teacher.parameters())
+    largest = Place(0, 1.0)  # at the end of a run
+    one, two = (_kept_by_autograd(method, _batch(clips, [largest] * count, config), bf16) for count in (1, 2))
+    part = recipe.run.batch_size / recipe.run.accumulate
+    prototypes = recipe.objective.head.prototypes
+    pixels = sum(view.numel() for view in clips[largest]["views"].values())
+    return {
+        "weights, gradients, AdamW": student * 16.0 + (2 * one - two),
+        "teacher": teacher * 4.0,
+        "activations": part * (two - one),
+        "views": part * pixels * 4.0,
+        "logits": 4.0 * chunk_of(prototypes) * prototypes * _LOGIT_COPIES,
+    }
+
+
+def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig, progress: float = 1.0) -> float:
+    """Return the floating-point operations of one clip, forward and backward; a multiply-add is two.
+
+    PyTorch counts them for real clips, with the views that the run has at `progress`, on the method's device.
+    """
+    device = next(method.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in _batch(clips, [Place(0, progress)] * 2, config).items()}
+    with FlopCounterMode(display=False) as counter:
+        method.train()(batch, progress).total.backward()
+    method.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / 2
+
+
+def find_phases(clips: ClipViews, method: Method, config: ModelConfig) -> list[Phase]:
+    """Return the stretches of a run whose steps cost the same; the cost is the arithmetic of a clip."""
+    method = deepcopy(method)  # whose running averages would move
+    ends = clips.recipe.phases()
+    return [Phase(end, flops_per_clip(clips, method, config, begin)) for begin, end in pairwise([0.0, *ends])]
+
+
+def _batch(clips: ClipViews, places: list[Place], config: ModelConfig) -> dict[str, Tensor]:
+    """Return a batch as a method takes it."""
+    samples = [clips[place] for place in places]
+    batch = {}
+    for group in samples[0]["views"]:
+        views, parameters = (torch.stack([s[kind][group] for s in samples]) for kind in ("views", "photometric"))
+        batch[group] = photometric.apply(views, parameters, torch.tensor(config.mean), torch.tensor(config.std))
+    for group in samples[0]["masks"]:
+        batch[f"{group}_mask"] = torch.stack([sample["masks"][group] for sample in samples])
+    return batch
+
+
+def _kept_by_autograd(method: Method, views: dict[str, Tensor], bf16: bool) -> float:
+    """Return the bytes that a forward pass keeps for the backward pass, weights left out."""
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        losses = method.train()(views, 0.5)  # alive until counted, so that no storage is counted for another
+        assert losses.total.requires_grad
+    return float(sum(kept.values()))

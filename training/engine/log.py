@@ -1,0 +1,157 @@
+"""The run's log: one JSON line per step, TensorBoard, wandb if asked for, and a watch over what may go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.common import distributed
+from training.common.distributed import World
+from video_distilled_encoder.errors import InputError, MissingExtra
+
+_COLLAPSED_STD = 0.02
+_COLLAPSE_STEPS = 50
+
+
+class Step(NamedTuple):
+    """What is logged of a step."""
+
+    values: Mapping[str, float]
+    """Known when it is handed over; among them the `step` and the `seconds` since the one before."""
+    metrics: Mapping[str, Tensor]
+    """Scalars that stay on the device."""
+    rates: Mapping[str, float]
+    """How much of something was done in the step, which is logged by the second, of its block."""
+    times: Callable[[], Mapping[str, float]]
+    """Returns the seconds of its parts, once the device has done them."""
+
+
+class Log:
+    """Collects every step's numbers; metrics stay on the device until a block of steps is written.
+
+    A device works behind the processor that gives it its work. So the seconds of a step, and what is done a second, are
+    those of its block, at whose end the two come together.
+
+    Args:
+        out: the run directory; the main process writes `log.jsonl` and `tensorboard/` in it.
+        every: steps per block.
+        world: the processes whose metrics are averaged.
+        wandb: name of a wandb project to report to as well.
+    """
+
+    def __init__(self, out: Path, every: int, world: World, wandb: str | None = None) -> None:
+        self.path = out / "log.jsonl"
+        self.every = every
+        self.world = world
+        self._held: list[Step] = []
+        self._collapsed = 0
+        self._sinks: list[Any] = []
+        if world.is_main:
+            self._sinks = [sink for sink in (_tensorboard(out), _wandb(out, wandb)) if sink is not None]
+
+    def add(self, step: Step) -> list[dict[str, float]]:
+        """Add a step; return the rows of the block if this completes one.
+
+        Raises:
+            InputError: a loss is not finite, or the features have collapsed.
+        """
+        self._held.append(step)
+        return self.flush() if len(self._held) >= self.every else []
+
+    def flush(self) -> list[dict[str, float]]:
+        """Write the steps held back and return their rows."""
+        if not self._held:
+            return []
+        names = list(self._held[0].metrics)
+        device = self.world.device
+        table = torch.stack(
+            [torch.stack([step.metrics[name].detach().float().to(device) for name in names]) for step in self._held]
+        )
+        numbers = distributed.average(table).tolist()
+        seconds = sum(step.values["seconds"] for step in self._held)
+        rates = {name: sum(step.rates[name] for step in self._held) / seconds for name in self._held[0].rates}
+        rows = [
+            {
+                **step.values,
+                **step.times(),
+                "seconds": seconds / len(self._held),
+                **rates,
+                **dict(zip(names, row, strict=True)),
+            }
+            for step, row in zip(self._held, numbers, strict=True)
+        ]
+        self._held.clear()
+        if self.world.is_main:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            for sink in self._sinks:
+                sink(rows)
+        self._watch(rows)
+        return rows
+
+    def cut(self, step: int) -> None:
+        """Drop what was logged after `step`, as when a run goes on from an earlier checkpoint."""
+        if not self.world.is_main:
+            return
+        self.path.touch()
+        rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+
+    def _watch(self, rows: Sequence[Mapping[str, float]]) -> None:
+        for row in rows:
+            if not abs(row["loss"]) < float("inf"):
+                raise InputError(
+                    f"the loss became {row['loss']} at step {row['step']:.0f}; lower optimizer.learning_rate, raise "
+                    "optimizer.warmup, or set run.precision to fp32, and --resume from the last checkpoint"
+                )
+            spread = min((value for name, value in row.items() if name.endswith("feature_std")), default=1.0)
+            self._collapsed = self._collapsed + 1 if spread < _COLLAPSED_STD else 0
+            if self._collapsed >= _COLLAPSE_STEPS:
+                raise InputError(
+                    f"the features have collapsed: for {_COLLAPSE_STEPS} steps their spread has been "
+                    f"below {_COLLAPSED_STD}, so all images look the same; set objective.targets to sinkhorn_knopp, "
+                    "lower optimizer.learning_rate or raise optimizer.teacher_momentum, and train anew"
+                )
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's `log.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def write(rows: Sequence[Mapping[str, float]]) -> None:
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, int(row["step"]))
+        writer.flush()
+
+    return write
+
+
+def _wandb(out: Path, project: str | None) -> Any:
+    if project is None:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingExtra("wandb", "wandb") from error
+    run = wandb.init(project=project, name=out.name, dir=str(out), resume="allow", id=out.name)
+
+    def write(rows: Sequence[Mapping[str, float]]) -> None:
+        for row in rows:
+            run.log(dict(row), step=int(row["step"]))
+
+    return write

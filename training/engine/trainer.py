@@ -1,0 +1,311 @@
+"""The training loop: batches in, a teacher and a log out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.common import distributed, stop
+from training.common.distributed import World
+from training.common.monitors import bf16_peak, peak_memory
+from training.data import photometric
+from training.data.clips import ClipIndex
+from training.data.loading import Sample, load_batches
+from training.data.resident import ResidentFrames
+from training.engine.checkpoint import Checkpoint, CheckpointWriter
+from training.engine.log import Log, Step
+from training.engine.plan import Budget, Phase, Plan, cost_at
+from training.engine.schedule import Schedule
+from training.methods.base import Method
+from training.nn.compiling import compile_parts
+from training.nn.drop_path import DropPaths
+from training.nn.schedules import cosine, warmup_cosine
+from training.recipes.recipe import Recipe
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.model_config import ModelConfig
+
+_NEARLY_OVER = 0.9
+"""Progress from which a run whose time is up may end its schedules at once."""
+
+
+class Trainer:
+    """Trains a method on the clips of an index.
+
+    Each step: views to the device, photometrics, losses, gradients averaged over processes and clipped per tensor,
+    AdamW, teacher's moving average. Nothing in it waits for the device but the log, every `run.log_every` steps.
+
+    Args:
+        recipe: all settings.
+        method: student, teacher and loss.
+        index: the clips.
+        model_config: mean and standard deviation of the pixels.
+        out: the run directory; receives the log and `checkpoints/`.
+        world: this process among its peers.
+        phases: of the run, by the floating-point operations of a clip.
+        frames: on the device, if that cuts the views (`clips.in_memory: device`).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        index: ClipIndex,
+        model_config: ModelConfig,
+        out: Path,
+        world: World,
+        phases: Sequence[Phase],
+        frames: ResidentFrames | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.method = method.to(world.device).train()
+        self.replica = distributed.replicate(self.method)
+        self.index = index
+        self.phases = phases
+        self.frames = frames
+        self.mean = torch.tensor(model_config.mean, device=world.device)
+        self.std = torch.tensor(model_config.std, device=world.device)
+        self.world = world
+        self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
+        self.checkpoints = CheckpointWriter(out / "checkpoints", recipe.run.keep_checkpoints)
+        self.plan = Plan.of(recipe.run.total_steps(len(index)))
+        self.step = 0
+        self.drop_paths = DropPaths(method.student, world.rank)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(method.student), lr=0.0, betas=recipe.optimizer.betas, fused=True
+        )
+        batch = recipe.run.batch_size
+        if recipe.optimizer.learning_rate_batch == "frames":
+            batch *= recipe.clips.frames
+        self.peak_learning_rate = recipe.optimizer.learning_rate * batch / 256
+        self.bf16 = recipe.run.uses_bf16(world.device.type)
+        self.peak = None
+        if world.device.type == "cuda" and self.bf16:
+            self.peak = bf16_peak(torch.cuda.get_device_name(world.device))
+        if recipe.run.compile:
+            compile_parts(self.method)
+
+    def run(
+        self, budget: Budget | None = None, leave: Callable[[], None] = lambda: None, clips_before: int = 0
+    ) -> bool:
+        """Train to the last step, or until a process is asked to stop (`training.common.stop`).
+
+        Args:
+            budget: what sets the last step; that of the plan if it is not given.
+            leave: writes what a run leaves. Called early in a run with a budget, which keeps as much time for its end.
+            clips_before: clips that earlier runs of a chain have had, whose order this one goes on with.
+
+        Returns:
+            Whether the last step was reached, and with it the end of all schedules.
+
+        Raises:
+            InputError: the loss is not finite or the features have collapsed, and earlier checkpoints stay; or the time
+                holds next to no steps.
+        """
+        self.log.cut(self.step)
+        if budget and self.step < self.plan.steps:
+            self.plan = budget.start(self.step, self.plan)
+        schedule = Schedule(self.recipe, self.plan, self.step, self.world, clips_before, endless=budget is not None)
+        batches = load_batches(self.index, self.recipe, schedule, self.world)
+        bar = tqdm(
+            total=self.plan.steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.world.is_main,
+        )
+        with bar, self.checkpoints:
+            while self.step < self.plan.steps and not self._any_process(stop.asked()):
+                self._train_step(batches, bar)
+                if self.step % self.recipe.run.checkpoint_every == 0:
+                    self.save()
+                if budget:
+                    if self.step < self.plan.steps and not self._is_in_time(budget, schedule, leave):
+                        break
+                    bar.total = self.plan.steps
+                    bar.set_description(f"{tqdm.format_interval(max(budget.left(), 0))} left", refresh=False)
+        return self.step == self.plan.steps
+
+    def _is_in_time(self, budget: Budget, schedule: Schedule, leave: Callable[[], None]) -> bool:
+        """Revise the plan if it is time to; tell whether there is time to go on."""
+        if not budget.measure(self.step, self.plan):
+            if not self._any_process(budget.is_late(self.step)):
+                return True
+            budget.measure_anew(self.step)
+        if budget.reserve is None and self._revise(budget, schedule):
+            budget.keep_for_the_end(leave)  # its checkpoint holds the plan, as far as it is known
+        return self._revise(budget, schedule)
+
+    def _revise(self, budget: Budget, schedule: Schedule) -> bool:
+        """Fit the plan to the time that is left; what has been drawn keeps its resolution.
+
+        Returns:
+            Whether there is time; if there is none while the schedules are far from their end, the plan stays.
+        """
+        plan = distributed.from_main(budget.revised(self.step, self.plan))
+        if plan.steps == self.step and self.plan.progress(self.step) < _NEARLY_OVER:
+            if budget.reserve is None:
+                raise InputError(
+                    f"the time was over after {self.step} steps, before one knew how long they take; give more"
+                )
+            return False
+        views = self.recipe.views
+        drawn = range(self.step, schedule.drawn)
+        if any(views.at(plan.progress(step)) != views.at(self.plan.progress(step)) for step in drawn):
+            plan = self.plan.revised(schedule.drawn, max(plan.steps, schedule.drawn + 1))
+        self.plan = schedule.plan = plan
+        return True
+
+    def _any_process(self, flag: bool) -> bool:
+        """Tell whether the flag is set in any process; several ask one another only between blocks of the log."""
+        if self.world.size > 1 and self.step % self.recipe.run.log_every:
+            return False
+        return distributed.any_process(flag, self.world.device)
+
+    def _train_step(self, batches: Iterator[Sample], bar: tqdm) -> None:
+        begin = time.perf_counter()
+        sample = next(batches)
+        waited = time.perf_counter() - begin
+        values = self.set_schedules()
+        metrics = self.optimize(sample, values["teacher_momentum"])
+        self.step += 1
+        values = {"step": self.step, **values, "data_wait": waited, "memory_gib": peak_memory(self.world.device)}
+        values["seconds"] = time.perf_counter() - begin
+        if rows := self.log.add(Step(values, metrics, self._rates(), self.method.stopwatch.take())):
+            bar.set_postfix(_postfix(rows), refresh=False)
+        bar.update()
+
+    def _rates(self) -> dict[str, float]:
+        """Return what the last step did, for all processes together."""
+        clips = self.recipe.run.batch_size
+        tflop = clips * cost_at(self.phases, self.plan.progress(self.step - 1)) / 1e12
+        rates = {"clips_per_second": float(clips), "tflop_per_second": tflop}
+        return rates | ({"utilization": tflop / self.peak} if self.peak else {})
+
+    def set_schedules(self) -> dict[str, float]:
+        """Set learning rate and weight decay for the coming step; return all scheduled values."""
+        config, progress = self.recipe.optimizer, self.plan.progress(self.step)
+        rate = warmup_cosine(self.peak_learning_rate, config.learning_rate_end, config.warmup, progress)
+        decay = cosine(*config.weight_decay, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            group["weight_decay"] = decay if group["decayed"] else 0.0
+        return {
+            "learning_rate": rate,
+            "weight_decay": decay,
+            "teacher_momentum": cosine(*config.teacher_momentum, progress),
+        }
+
+    def optimize(self, sample: Sample, teacher_momentum: float) -> dict[str, Tensor]:
+        """Do one step on this process's share of a batch; return the metrics, still on the device."""
+        progress = self.plan.progress(self.step)
+        parts = self.recipe.run.accumulate
+        self.optimizer.zero_grad(set_to_none=True)
+        collected: list[dict[str, Tensor]] = []
+        for number, part in enumerate(_split(sample, parts)):
+            self.drop_paths.begin(self.recipe.run.seed, self.step * parts + number)
+            views = self.augment(part)
+            last = number == parts - 1
+            with nullcontext() if last else distributed.without_averaging(self.replica):
+                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                    losses = self.replica(views, progress)
+                (losses.total / parts).backward()
+            collected.append({"loss": losses.total.detach(), **losses.metrics})
+        parameters = list(self.method.student.parameters())
+        norm = clip_each(parameters, self.recipe.optimizer.clip_grad)
+        if progress < self.recipe.optimizer.freeze_last_layer:
+            for parameter in self.method.last_layer():
+                parameter.grad = None
+        self.optimizer.step()
+        self.method.update_teacher(teacher_momentum)
+        metrics = {name: torch.stack([part[name] for part in collected]).mean() for name in collected[0]}
+        return {**metrics, "grad_norm": norm}
+
+    def augment(self, sample: Sample) -> dict[str, Tensor]:
+        """Turn uint8 views into what a method takes: per group (B, n, 3, H, W) augmented, normalised pixels; masks."""
+        pixels = {
+            group: photometric.apply(
+                self.frames.cut(views) if self.frames else views, sample["photometric"][group], self.mean, self.std
+            )
+            for group, views in sample["views"].items()
+        }
+        masks = {
+            f"{group}_mask": mask.to(self.world.device, non_blocking=True) for group, mask in sample["masks"].items()
+        }
+        return pixels | masks
+
+    def save(self) -> None:
+        """Write what the log holds back, and a checkpoint, the latter while training goes on."""
+        self.log.flush()
+        if self.world.is_main:
+            self.checkpoints.save(
+                Checkpoint(self.step, self.plan, dict(self.method.state_dict()), self._optimizer_state())
+            )
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        self.step, self.plan = saved.step, saved.plan
+        self.method.load_state_dict(saved.model)
+        parameters = dict(self.method.student.named_parameters())
+        for key, tensor in saved.optimizer.items():
+            name, _, entry = key.rpartition("/")
+            self.optimizer.state[parameters[name]][entry] = tensor.to(self.world.device)
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        state = {}
+        for name, parameter in self.method.student.named_parameters():
+            for entry, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"{name}/{entry}"] = value
+        return state
+
+
+def _postfix(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return what the bar tells of a block of steps."""
+    last = rows[-1]
+    seconds = sum(row["seconds"] for row in rows)
+    parts = ["data_wait", *(name for name in last if name.endswith("_time"))]
+    shares = {name.replace("_", " "): f"{sum(row[name] for row in rows) / seconds:.0%}" for name in parts}
+    speed = {"clips/s": f"{last['clips_per_second']:.0f}", "TFLOP/s": f"{last['tflop_per_second']:.3g}"}
+    if "utilization" in last:
+        speed["of peak"] = f"{last['utilization']:.0%}"
+    return {"loss": f"{last['loss']:.3f}", **shares, **speed, "GiB": f"{last['memory_gib']:.1f}"}
+
+
+def clip_each(parameters: Sequence[torch.nn.Parameter], limit: float | None) -> Tensor:
+    """Scale the gradient of each tensor down to norm `limit` (DINO's clipping); return the largest norm there was."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if limit is not None:
+        factors = (limit / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+    return norms.max()
+
+
+def _split(sample: Sample, parts: int) -> list[Sample]:
+    """Split a batch into equal parts."""
+
+    def part(groups: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        return {group: tensor.chunk(parts)[number] for group, tensor in groups.items()}
+
+    return [
+        Sample(
+            views=part(sample["views"], number),
+            photometric=part(sample["photometric"], number),
+            masks=part(sample["masks"], number),
+        )
+        for number in range(parts)
+    ]
+
+
+def _parameter_groups(student: torch.nn.Module) -> list[dict[str, object]]:
+    """Split the parameters into decayed ones, and biases and other vectors, which are not."""
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    exempt = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": decayed, "decayed": True}, {"params": exempt, "decayed": False}]

@@ -1,0 +1,1 @@
+"""Labelled pictures and videos as they lie on a disk."""

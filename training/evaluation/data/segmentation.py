@@ -1,0 +1,157 @@
+"""Images with a class per pixel, in the layouts in which the data sets are handed out.
+
+    camvid   SPLIT/NAME.jpg|png                              SPLITannot/NAME.png           0-10, 11 void (SegNet's)
+    vspw     data/VIDEO/origin/*.jpg   SPLIT.txt (videos)    data/VIDEO/mask/*.png         1-124, others void
+    ade20k   images/SPLIT/*.jpg  (training, validation)      annotations/SPLIT/*.png       1-150, 0 void
+
+Labels are handed on with classes counted from 0 and void as 255.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import IMAGE_SUFFIXES
+
+VOID = 255
+CAMVID_CLASSES = (
+    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+)  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """One labelled image."""
+
+    image: Path
+    label: Path
+    sequence: str
+    """The video it is from; empty if it is from none."""
+    frame: int
+    """Its number within the sequence."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk."""
+
+    classes: tuple[str, ...]
+    """Names, by number."""
+    first: int
+    """The number that the label images give to class 0."""
+    size: tuple[int, int] | None
+    """(height, width) in pixels that images are encoded at; their own, in whole patches, if None."""
+    splits: tuple[str, str]
+    """Names of the parts to train and to test on."""
+    find: Callable[[Path, str], list[Pair]]
+    """Return the labelled images of a split, sequences in order."""
+    voids: tuple[int, ...]
+    """Numbers in label images that mean no class."""
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return (H, W) uint8 classes, `VOID` where there is none.
+
+        Raises:
+            InputError: it is not a single-channel 8-bit image, or holds a number that is no class.
+        """
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise InputError(f"{path} is not a single-channel 8-bit label image (mode {image.mode})")
+            labels = np.array(image).astype(np.int64)
+        void = np.isin(labels, self.voids)
+        labels -= self.first
+        wrong = ~void & ((labels < 0) | (labels >= len(self.classes)))
+        if wrong.any():
+            last = self.first + len(self.classes) - 1
+            raise InputError(
+                f"{path} holds class {labels[wrong][0] + self.first}; classes are {self.first} to {last}, and "
+                f"{', '.join(map(str, self.voids))} for void"
+            )
+        labels[void] = VOID
+        return labels.astype(np.uint8)
+
+
+def find_camvid(root: Path, split: str) -> list[Pair]:
+    """Return the pairs of SPLIT/ and SPLITannot/; names are SEQUENCE_NUMBER."""
+    images, labels = root / split, root / f"{split}annot"
+    _need(images, f"{split}/NAME.jpg and {split}annot/NAME.png", root)
+    _need(labels, f"{split}/NAME.jpg and {split}annot/NAME.png", root)
+    return [_numbered(image, label) for image, label in _match(images, labels)]
+
+
+def find_vspw(root: Path, split: str) -> list[Pair]:
+    """Return the frames of the videos that SPLIT.txt lists."""
+    listing = root / f"{split}.txt"
+    _need(listing, f"{split}.txt with a video per line, data/VIDEO/origin and data/VIDEO/mask", root)
+    pairs = []
+    for video in listing.read_text(encoding="utf-8").split():
+        folder = root / "data" / video
+        _need(folder / "origin", "data/VIDEO/origin/*.jpg and data/VIDEO/mask/*.png", root)
+        for number, (image, label) in enumerate(_match(folder / "origin", folder / "mask")):
+            pairs.append(Pair(image, label, video, number))
+    return pairs
+
+
+def find_ade20k(root: Path, split: str) -> list[Pair]:
+    """Return the pairs of images/SPLIT and annotations/SPLIT."""
+    images, labels = root / "images" / split, root / "annotations" / split
+    _need(images, f"images/{split}/*.jpg and annotations/{split}/*.png", root)
+    _need(labels, f"images/{split}/*.jpg and annotations/{split}/*.png", root)
+    return [Pair(image, label, "", number) for number, (image, label) in enumerate(_match(images, labels))]
+
+
+LAYOUTS = {
+    "camvid": Layout(CAMVID_CLASSES, 0, None, ("train", "test"), find_camvid, (11,)),
+    "vspw": Layout(tuple(str(n) for n in range(1, 125)), 1, (480, 848), ("train", "val"), find_vspw, (0, 254, 255)),
+    "ade20k": Layout(
+        tuple(str(n) for n in range(1, 151)), 1, (512, 512), ("training", "validation"), find_ade20k, (0,)
+    ),
+}
+
+
+def with_future_labels(pairs: list[Pair], steps: int) -> list[Pair]:
+    """Give each image the label of the image `steps` labelled frames later in its sequence; the last ones go.
+
+    CamVid's labelled frames are a second apart in most sequences.
+
+    Raises:
+        InputError: no sequence is long enough, or `steps` is negative.
+    """
+    if steps == 0:
+        return pairs
+    if steps < 0:
+        raise InputError(f"--future counts labelled frames ahead, from 0, got {steps}")
+    future = [
+        now._replace(label=later.label)
+        for now, later in zip(pairs, pairs[steps:], strict=False)
+        if now.sequence and now.sequence == later.sequence
+    ]
+    if not future:
+        raise InputError(f"no sequence has two labelled frames {steps} apart; lower --future")
+    return future
+
+
+def _numbered(image: Path, label: Path) -> Pair:
+    match = re.fullmatch(r"(.+?)_?(\d+)", image.stem)
+    return Pair(image, label, match[1], int(match[2])) if match else Pair(image, label, "", 0)
+
+
+def _match(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    found = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    masks = {path.stem: path for path in labels.glob("*.png")}
+    if not found or found.keys() != masks.keys():
+        odd = sorted(found.keys() ^ masks.keys())
+        raise InputError(f"images in {images} and labels in {labels} do not match, e.g. {odd[:3] or 'both empty'}")
+    return [(found[name], masks[name]) for name in found]
+
+
+def _need(path: Path, layout: str, root: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected {layout} in {root}")

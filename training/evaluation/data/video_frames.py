@@ -1,0 +1,255 @@
+"""Pairs of frames of unlabelled video, a given number of seconds apart, and their features.
+
+The data is a video file, a folder of videos, or a folder of image sequences: DAVIS (its root, or JPEGImages/480p), or
+any folder whose images are named NAME_NUMBER.jpg or NUMBER.jpg, such as CamVid's, where a folder's images of one NAME
+are a sequence and NUMBER counts frames at --fps. A pair never crosses from one video to another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from training.evaluation.features import extract
+from training.models.loading import Model
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import IMAGE_SUFFIXES
+from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.video import VIDEO_SUFFIXES, find_videos, read_frames
+
+OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
+TOLERANCE = 0.25
+"""A frame stands for one `d` seconds later if it is so within this share of d."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of one video."""
+
+    video: str
+    """Its name: the path within the data."""
+    images: np.ndarray
+    """(n, H, W, 3) uint8 RGB."""
+    times: np.ndarray
+    """(n,) seconds since the video's first frame."""
+    pairs: dict[float, np.ndarray]
+    """For each offset (m, 2): the numbers, among `images`, of a base frame and of the frame that much later."""
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """Features of the frames of one video."""
+
+    video: str
+    cls: Tensor
+    """(n, C) float16."""
+    grid: Tensor
+    """(n, h, w, C) float16."""
+    pairs: dict[float, np.ndarray]
+    """As in `Clip`."""
+
+
+class _Source(NamedTuple):
+    """A video before it is decoded: a file, or its image files with their times."""
+
+    name: str
+    path: Path
+    files: list[Path]
+    times: list[float]
+
+
+def load_clips(
+    data: Path,
+    offsets: Sequence[float] = OFFSETS,
+    *,
+    fps: float = 24.0,
+    max_videos: int = 0,
+    frames: int = 8,
+    seed: int = 0,
+) -> Iterator[Clip]:
+    """Choose evenly spaced base frames of each video, and the frames some seconds later.
+
+    Every base frame has a partner at every offset, so that a curve over the offsets is of the same base frames. A later
+    frame is the one whose time stamp is nearest. Videos too short, or too slow, for all offsets are left out.
+
+    Args:
+        data: a video, a folder of videos, or a folder of image sequences.
+        offsets: seconds from a base frame to its partners.
+        fps: frame rate of image sequences; videos have time stamps.
+        max_videos: take this many, drawn by `seed`; 0 takes all.
+        frames: base frames per video, at most.
+        seed: of the draw of videos.
+
+    Yields:
+        A clip per video, by name, or as drawn; only one at a time is in memory.
+
+    Raises:
+        InputError: the data is missing, cannot be decoded, or no video is long enough.
+    """
+    if not offsets or min(offsets) <= 0:
+        raise InputError(f"offsets must be positive seconds, got {list(offsets)}")
+    if fps <= 0 or frames < 1:
+        raise InputError(f"fps must be positive and frames at least 1, got {fps} and {frames}")
+    sources = _find(data, fps)
+    found = 0
+    for number in np.random.default_rng(seed).permutation(len(sources)) if max_videos else range(len(sources)):
+        if max_videos and found == max_videos:
+            break
+        clip = _load(sources[number], offsets, frames)
+        if clip is not None:
+            found += 1
+            yield clip
+    if not found:
+        raise InputError(
+            f"no video in {data} has two frames each of {', '.join(map(str, offsets))} s apart; lower the offsets"
+        )
+
+
+def nearest_frames(times: np.ndarray, offsets: Sequence[float], count: int) -> dict[float, np.ndarray]:
+    """Choose base frames and partners by time.
+
+    Args:
+        times: (T,) ascending seconds.
+        offsets: seconds.
+        count: number of base frames, at most.
+
+    Returns:
+        For each offset (m, 2) frame numbers, the base frames the same for all; m = 0 if no frame has all partners.
+    """
+    eligible = np.ones(len(times), dtype=bool)
+    later = {}
+    for offset in offsets:
+        wanted = times + offset
+        right = np.searchsorted(times, wanted).clip(1, len(times) - 1) if len(times) > 1 else np.zeros(len(times), int)
+        left = (right - 1).clip(0)
+        later[offset] = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+        eligible &= np.abs(times[later[offset]] - wanted) <= TOLERANCE * offset
+    bases = np.flatnonzero(eligible)
+    if len(bases) > count:
+        bases = bases[np.linspace(0, len(bases) - 1, count + 2).round().astype(int)[1:-1]]
+    return {offset: np.stack([bases, partner[bases]], axis=1) for offset, partner in later.items()}
+
+
+def add_video_arguments(parser: argparse.ArgumentParser, offsets: Sequence[float] = OFFSETS) -> None:
+    """Add the options of protocols on unlabelled video."""
+    parser.add_argument(
+        "--offsets", type=float, nargs="+", default=list(offsets), help="seconds between two frames (%(default)s)"
+    )
+    parser.add_argument("--videos", type=int, default=0, help="take this many, drawn by --seed; 0 = all (%(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="base frames per video, evenly spaced (%(default)s)")
+    parser.add_argument("--fps", type=float, default=24.0, help="frame rate of image sequences (%(default)s)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=[224, 384],
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels that frames are stretched to, rounded to whole patches (%(default)s)",
+    )
+
+
+def encode_clips(model: Model, args: argparse.Namespace) -> list[EncodedClip]:
+    """Encode the frames of the videos that the options name; all have grids of one size.
+
+    Raises:
+        InputError: as `load_clips`, or there is only one video: nothing to compare it with.
+    """
+    size = model.nearest_size(*args.size)
+    clips = load_clips(
+        args.data, args.offsets, fps=args.fps, max_videos=args.videos, frames=args.frames, seed=args.seed
+    )
+    encoded = []
+    for clip in clips:
+        found = extract(model, list(clip.images), size, cache=args.cache, desc=f"encode {clip.video}")
+        encoded.append(EncodedClip(clip.video, found.cls, found.grid, clip.pairs))
+    if len(encoded) < 2:
+        raise InputError(f"{args.data} holds one video that is long enough; a control needs frames of at least two")
+    return sorted(encoded, key=lambda clip: clip.video)
+
+
+def other_frame(clips: Sequence[EncodedClip], clip: int, pair: int, offset: float) -> tuple[int, int]:
+    """Return a frame of another video, to stand in for the later frame of a pair: a control.
+
+    The other videos take turns over pairs and offsets.
+
+    Returns:
+        (number of the other clip, number of the frame in it)
+    """
+    turn = pair + list(clips[clip].pairs).index(offset)
+    other = (clip + 1 + turn % (len(clips) - 1)) % len(clips)
+    pairs = clips[other].pairs[offset]
+    return other, int(pairs[pair % len(pairs), 1])
+
+
+def describe(model: Model, clips: Sequence[EncodedClip], args: argparse.Namespace) -> dict[str, object]:
+    """Return the settings and data of a result on unlabelled video."""
+    return {
+        "setting": {
+            "size": list(model.nearest_size(*args.size)),
+            "grid": list(clips[0].grid.shape[1:3]),
+            "offsets": list(args.offsets),
+            "frames": args.frames,
+        },
+        "data": {
+            "name": args.data.name,
+            "videos": [clip.video for clip in clips],
+            "pairs": sum(len(clip.pairs[args.offsets[0]]) for clip in clips),
+        },
+    }
+
+
+def _find(data: Path, fps: float) -> list[_Source]:
+    if data.is_dir() and not any(path.suffix.lower() in VIDEO_SUFFIXES for path in data.rglob("*")):
+        return _find_sequences(data, fps)
+    root = data if data.is_dir() else data.parent
+    return [_Source(path.relative_to(root).as_posix(), path, [], []) for path in find_videos([data])]
+
+
+def _find_sequences(data: Path, fps: float) -> list[_Source]:
+    root = data / "JPEGImages" / "480p"
+    root = root if root.is_dir() else data
+    sequences: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(root.rglob("*")):
+        match = re.fullmatch(r"(.*?)[_-]?[a-z]?(\d+)", path.stem)
+        if path.suffix.lower() in IMAGE_SUFFIXES and match:
+            name = (path.parent.relative_to(root) / match[1]).as_posix()
+            sequences.setdefault(name, []).append((int(match[2]), path))
+    if not sequences:
+        raise InputError(f"{data} holds neither videos nor images named NAME_NUMBER.jpg or NUMBER.jpg")
+    found = []
+    for name, numbered in sorted(sequences.items()):
+        numbered.sort()
+        times = [(number - numbered[0][0]) / fps for number, _ in numbered]
+        found.append(_Source(name, root, [path for _, path in numbered], times))
+    return found
+
+
+def _load(source: _Source, offsets: Sequence[float], count: int) -> Clip | None:
+    """Decode the chosen frames of one video; None if it has none."""
+    times = np.array(source.times or [frame.time for frame in read_frames(source.path)])
+    pairs = nearest_frames(times, offsets, count)
+    chosen = np.unique(np.concatenate([pair.ravel() for pair in pairs.values()]))
+    if not len(chosen):
+        return None
+    renumbered = {offset: np.searchsorted(chosen, pair) for offset, pair in pairs.items()}
+    return Clip(source.name, np.stack(_read(source, chosen)), times[chosen], renumbered)
+
+
+def _read(source: _Source, chosen: np.ndarray) -> list[np.ndarray]:
+    if source.files:
+        return [np.array(open_image(source.files[number])) for number in chosen]
+    wanted, last = set(chosen.tolist()), int(chosen[-1])
+    images = []
+    for number, frame in enumerate(read_frames(source.path)):
+        if number in wanted:
+            images.append(frame.image)
+        if number == last:
+            break
+    return images

@@ -1,0 +1,63 @@
+"""torch.compile where it can be had: a machine without its compilers runs the same functions as they are."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from training.nn.heads import ProjectionHead
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SHAPES = 64
+"""Shapes for which one function may be compiled: groups of views, resolutions, with gradients and without."""
+
+
+def compile_on_gpu(function: F) -> F:
+    """Compile a function of tensors for calls whose first argument is on a GPU; others run it as it is."""
+    compiled = compile_if_possible(function)
+
+    @functools.wraps(function)
+    def call(first: Any, *rest: Any) -> Any:
+        return (compiled if first.is_cuda else function)(first, *rest)
+
+    return call  # type: ignore[return-value]
+
+
+def compile_if_possible(function: F, *, dynamic: bool | None = None) -> F:
+    """Compile a function, or a module's forward; if that fails, say so once and run it as it is."""
+    compiled = torch.compile(function, dynamic=dynamic)
+    failed = False
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal failed
+        if not failed:
+            try:
+                return compiled(*arguments, **named)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                failed = True
+                name = getattr(function, "__qualname__", type(function).__name__)
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                print(f"{name} cannot be compiled here ({reason}) and runs as it is", file=sys.stderr)
+        return function(*arguments, **named)
+
+    return call  # type: ignore[return-value]
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile each block and each head's layers of a model, once for each shape that they meet.
+
+    Blocks that are alike share what was compiled for one of them, so that a deep network costs no more than a block.
+    """
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, _SHAPES)
+    for module in model.modules():
+        part = module.mlp if isinstance(module, ProjectionHead) else module
+        if isinstance(module, Block | ProjectionHead):
+            part.forward = compile_if_possible(part.forward, dynamic=False)

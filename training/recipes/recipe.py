@@ -1,0 +1,254 @@
+"""Recipes: every setting of a run, as dataclasses kept beside what they configure, read from one YAML file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import yaml
+
+from training.common.yaml_files import find_file, names_in, read_mapping
+from training.data.clips import ClipsConfig
+from training.data.frame_store import ExtractConfig
+from training.data.photometric import PhotometricConfig
+from training.data.views import ViewsConfig
+from training.methods import load_method
+from training.methods.base import DistillationObjective
+from video_distilled_encoder.errors import InputError, MissingExtra
+
+RECIPES = Path(__file__).parent
+DEFAULT = "vfd-vits16"
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The encoder that is trained."""
+
+    architecture: str = "vit_small_patch16_224"
+    """A timm vision transformer."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student (DINO)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedules, and the teacher's momentum (defaults: DINO's; shares are of the run)."""
+
+    learning_rate: float = 5e-4
+    """Peak, for a batch of 256; scaled linearly with the batch."""
+    learning_rate_end: float = 1e-6
+    """At the end of the cosine; not scaled."""
+    learning_rate_batch: Literal["clips", "frames"] = "clips"
+    """What the batch counts for that scaling: clips, or clips times frames (the papers' "batch 256" says neither)."""
+    warmup: float = 0.1
+    """Share of linear warm-up (10 of 100 epochs)."""
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    """At the start and at the end of a cosine; biases and norms are exempt."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+    clip_grad: float | None = 3.0
+    """Largest norm of the gradient of each parameter tensor."""
+    freeze_last_layer: float = 0.01
+    """Share of the run during which the prototypes stay as they are (1 of 100 epochs)."""
+    teacher_momentum: tuple[float, float] = (0.996, 1.0)
+    """Of the teacher's moving average, at the start and at the end of a cosine."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.learning_rate_end < 0:
+            raise InputError("optimizer.learning_rate must be positive and .learning_rate_end not negative")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"optimizer.warmup is a share of the run in [0, 1), got {self.warmup}")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise InputError("optimizer.clip_grad must be positive, or null for none")
+        if not all(0 <= momentum <= 1 for momentum in self.teacher_momentum):
+            raise InputError(f"optimizer.teacher_momentum must lie in [0, 1], got {list(self.teacher_momentum)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Length, batch and machine of a run."""
+
+    epochs: float = 100.0
+    """Passes over all start frames of the videos."""
+    init_from: str | None = None
+    """Weights to start from: a run, whose heads are taken too; a model directory, a release or a Hub name
+    (`timm/vit_small_patch16_224.dino` is one); or a .safetensors file with timm's names."""
+    steps: int | None = None
+    """Length of the run in steps, in place of `epochs`."""
+    batch_size: int = 256
+    """Clips per step, of all processes together."""
+    accumulate: int = 1
+    """Parts that each process's share of the batch is computed in, one after the other, to save memory; balancing of
+    the targets then sees one part at a time."""
+    seed: int = 0
+    """Of weights, data order and augmentation."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to train; auto takes CUDA if it is there."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the matrix products; auto takes bf16 on CUDA and fp32 on the CPU."""
+    compile: bool = False
+    """Compile the blocks and heads with torch.compile, once for each size of views."""
+    workers: int | None = None
+    """Processes that load and crop for each GPU; one per processor, less one, at most 16, if not given."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    """Steps between writes of the log; every step is in it."""
+    wandb: str | None = None
+    """A wandb project to report to as well."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
+            raise InputError("run.epochs must be positive and run.steps at least 1")
+
+    def uses_bf16(self, device: str) -> bool:
+        """Tell whether matrix products are bf16 on a device of type "cuda" or "cpu"."""
+        return self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
+
+    def total_steps(self, clips: int) -> int:
+        """Return the length of a run over so many clips."""
+        return self.steps or max(1, round(self.epochs * clips / self.batch_size))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a run."""
+
+    method: str
+    """Name of a file in training/methods."""
+    extract: ExtractConfig
+    clips: ClipsConfig
+    views: ViewsConfig
+    photometric: PhotometricConfig
+    backbone: BackboneConfig
+    objective: Any
+    """The method's own settings, its `Objective`."""
+    optimizer: OptimizerConfig
+    run: RunConfig
+
+    def phases(self) -> list[float]:
+        """Return where in the run, by its progress, its steps begin to cost something else, its end last."""
+        ends = {*self.views.phases(), *self.objective.phases()}
+        return [*sorted(ends - {0.0, 1.0}), 1.0]
+
+    def trains_like(self, other: Recipe) -> bool:
+        """Tell whether the two give the same weights: all settings are equal but those of loading and logging."""
+        free = ("workers", "checkpoint_every", "keep_checkpoints", "log_every", "wandb")
+        run = replace(other.run, **{name: getattr(self.run, name) for name in free})
+        ours, theirs = self.clips.in_memory, other.clips.in_memory
+        alike = (ours == "device") == (theirs == "device")  # a device cuts views to a rounding
+        alike &= not self.clips.reduced or bool(ours) == bool(theirs)
+        clips = replace(other.clips, in_memory=ours if alike else theirs)
+        return self == replace(other, run=run, clips=clips)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that `--recipe` reads."""
+        return str(yaml.safe_dump(_plain(asdict(self)), sort_keys=False))
+
+
+def read_recipe(name: str | Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, or several on top of one another, and settings ("--run.steps=10") on top."""
+    names = [name] if isinstance(name, str) else name
+    return parse_settings(["--recipe", *names, *overrides])[1]
+
+
+def parse_settings(
+    argv: Sequence[str], add_arguments: Callable[[Any], None] = lambda parser: None, **options: Any
+) -> tuple[Any, Recipe]:
+    """Parse a command line that names recipes and may set any of their settings.
+
+    Args:
+        argv: the arguments.
+        add_arguments: adds the arguments that come before the settings.
+        **options: of the parser (prog, usage, description).
+
+    Returns:
+        All arguments, and the recipe.
+
+    Raises:
+        InputError: there is no such recipe, or a setting is impossible.
+    """
+    try:
+        from jsonargparse import ArgumentParser, set_parsing_settings
+    except ImportError as error:
+        raise MissingExtra("jsonargparse", "train") from error
+    choice = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    choice.add_argument("--recipe", nargs="+", default=[DEFAULT])
+    paths = [find_file(name, RECIPES, "recipe") for name in choice.parse_known_args(argv)[0].recipe]
+    content = _merge([_read_layer(path) for path in paths])
+    sections = _sections(content["method"])
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    with TemporaryDirectory() as folder:
+        merged = Path(folder) / "merged.yaml"
+        merged.write_text(yaml.safe_dump(content), encoding="utf-8")
+        # a recipe alone is read from its own file, which --help and errors then name
+        file = paths[0] if len(paths) == 1 else merged
+        parser = ArgumentParser(default_config_files=[str(file)], **options)
+        add_arguments(parser)
+        known = f"YAML files, each on top of those before it, or any of: {', '.join(names_in(RECIPES))}"
+        parser.add_argument("--recipe", nargs="+", default=[DEFAULT], help=known)
+        parser.add_argument("--method", help="set by the recipe")
+        for name, config in sections.items():
+            parser.add_class_arguments(config, name)
+        settings = parser.parse_args(list(argv))
+    built = parser.instantiate(settings)
+    return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
+
+
+def _read_layer(path: Path) -> dict[str, Any]:
+    content = read_mapping(path, "recipe")
+    if "method" not in content:
+        raise InputError(f"{path} is not a recipe: it names no `method`")
+    return content
+
+
+def _merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lay recipes over one another; of another method's objective, only what all methods have stays."""
+    method = layers[-1]["method"]
+    common = {field.name for field in fields(DistillationObjective)}
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if layer["method"] != method and "objective" in layer:
+            kept = {name: value for name, value in layer["objective"].items() if name in common}
+            layer = layer | {"objective": kept}
+        merged = _overlay(merged, layer)
+    return merged
+
+
+def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return `below` with the entries of `above`, nested ones one by one."""
+    nested = {name: _overlay(below[name], value) for name, value in above.items() if _both_nested(below, name, value)}
+    return below | above | nested
+
+
+def _both_nested(below: dict[str, Any], name: str, value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(below.get(name), dict)
+
+
+def _sections(method: str) -> dict[str, type]:
+    return {
+        "extract": ExtractConfig,
+        "clips": ClipsConfig,
+        "views": ViewsConfig,
+        "photometric": PhotometricConfig,
+        "backbone": BackboneConfig,
+        "objective": load_method(method).Objective,
+        "optimizer": OptimizerConfig,
+        "run": RunConfig,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, which YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

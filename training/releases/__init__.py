@@ -1,0 +1,1 @@
+"""Releases: weights with a card of which no number is typed by hand."""

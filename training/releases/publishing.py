@@ -1,0 +1,213 @@
+"""From a run to a checked release: weights in half precision, and a card filled in from results.
+
+`python -m training.publish --help` says what a card's template may ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from torch import Tensor
+
+from training.engine.log import read_log
+from training.evaluation.statistics.comparison import Row, against, cell, read_result, row_of
+from video_distilled_encoder import Encoder, model_directory
+from video_distilled_encoder.errors import InputError, first_line, import_extra
+from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.preprocessing import bundled_photographs
+
+MIN_COSINE = 0.9999
+PICTURE = "pca.png"
+_PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w. -]+)\}\}")
+
+
+def copy_card(release: Path, card: Path) -> None:
+    """Write a release's card, and its picture, to another place too."""
+    for source, target in ((release / model_directory.CARD, card), (release / PICTURE, card.with_name(PICTURE))):
+        if source.is_file():
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+
+
+def push(release: Path, name: str) -> str:
+    """Upload a release and its picture to the Hub as `owner/name`; returns the address of the weights' commit."""
+    address = Encoder.from_pretrained(release, dtype=torch.float16).push_to_hub(name, dtype=torch.float16)
+    if (release / PICTURE).is_file():
+        HfApi().upload_file(path_or_fileobj=release / PICTURE, path_in_repo=PICTURE, repo_id=name)
+    return address
+
+
+def describe(release: Path, cosine: float) -> str:
+    """Return a line on a release that was written."""
+    size = sum(file.stat().st_size for file in release.iterdir()) / 1e6
+    return f"{release}: {size:.1f} MB, smallest cosine of a token with the fp32 teacher {cosine:.6f}"
+
+
+def publish(run: Path, template: Path, results: Path, out: Path, *, draft: bool = False) -> float:
+    """Write the release and return the smallest cosine of a token with the run's fp32 encoder.
+
+    Raises:
+        InputError: something is missing, or a check fails; `out` is not touched then.
+    """
+    encoder = Encoder.from_pretrained(run / "encoder")
+    half = Encoder.from_pretrained(run / "encoder", dtype=torch.float16)
+    with tempfile.TemporaryDirectory() as folder:
+        staging = Path(folder) / "release"
+        model_directory.write(staging, half.backbone, half.config, card="", dtype=torch.float16, transformers=False)
+        cosine = check(encoder, staging)
+        card = render(template, results, run, model_directory.weights_sha256(staging), draft=draft)
+    model_directory.write(out, half.backbone, half.config, card=card, dtype=torch.float16, transformers=False)
+    if (run / PICTURE).is_file():
+        shutil.copyfile(run / PICTURE, out / PICTURE)
+    return cosine
+
+
+def render(template: Path, results: Path, run: Path, weights_sha256: str, *, draft: bool) -> str:
+    """Fill in the card.
+
+    Raises:
+        InputError: a number is missing, or a result is of other weights than the release's; the metadata are wrong.
+    """
+    facts = run_facts(run)
+    missing = []
+
+    def value(match: re.Match[str]) -> str:
+        source, words = match.groups()
+        if source == "run":
+            found = _fact(facts, words)
+        elif source == "study":
+            found = _table(template.parent / "studies" / f"{words}.md")
+        elif (results / f"{source}.json").is_file():
+            found = _fact(read_json(results / f"{source}.json"), words)
+        else:
+            found = _figure(results, source, words, weights_sha256)
+        if found is None:
+            missing.append(f"{source}: {words}")
+        return found or "not measured"
+
+    card = _PLACEHOLDER.sub(value, template.read_text(encoding="utf-8"))
+    if draft:
+        return card
+    if missing:
+        raise InputError(f"{template} asks for numbers that are not there: {', '.join(missing)}")
+    check_metadata(card, template)
+    return card
+
+
+def _fact(facts: dict[str, Any], path: str) -> str | None:
+    found: Any = facts
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return None if found is None else str(found)
+
+
+def _table(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _figure(results: Path, measure: str, words: str, weights_sha256: str) -> str | None:
+    """Return what a template asks of a measure: "SUBJECT FIGURE" or "SUBJECT against OTHER"."""
+    subject, *rest = words.split()
+    row = _row(results, measure, subject, weights_sha256)
+    if len(rest) == 2 and rest[0] == "against":
+        other = _row(results, measure, rest[1], weights_sha256)
+        return against(row, other) if row and other else None
+    return cell(row.figures[rest[0]]) if row and rest and rest[0] in row.figures else None
+
+
+def _row(results: Path, measure: str, subject: str, weights_sha256: str) -> Row | None:
+    """Read all seeds of a measure of a subject; results of other weights than the release's do not count."""
+    stem = re.compile(rf"{re.escape(f'{measure}-{subject}')}(-seed\d+)?")
+    paths = sorted(path for path in results.glob("*.json") if stem.fullmatch(path.stem))
+    found = [read_result(path) for path in paths]
+    if not found or any(one["model"].get("weights_sha256", weights_sha256) != weights_sha256 for one in found):
+        return None
+    return row_of(subject, found)
+
+
+def check_metadata(card: str, template: Path) -> None:
+    """Check that the Hub's library reads the card's metadata, and results in them if it has a model-index.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        data = ModelCard(card).data
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{template} has metadata that huggingface_hub cannot read: {first_line(error)}") from error
+    values = [result.metric_value for result in getattr(data, "eval_results", None) or []]
+    if "\nmodel-index:" in card and not (values and all(isinstance(value, int | float) for value in values)):
+        raise InputError(f"{template} has a model-index without a number for each metric, got {values}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of facts.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); the card needs its facts") from error
+    return facts
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """Return what a card says of a run: the recipe's settings, its data and machine, steps, clips and time spent."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    rows = read_log(run / "log.jsonl")
+    return {
+        **read_json(run / "run.json"),
+        "steps": len(rows),
+        "clips": len(rows) * recipe["run"]["batch_size"],
+        "minutes": round(sum(row["seconds"] for row in rows) / 60),
+        "first_loss": round(rows[0]["loss"], 3),
+        "last_loss": round(sum(row["loss"] for row in rows[-20:]) / len(rows[-20:]), 3),
+        "recipe": recipe,
+    }
+
+
+def check(encoder: Encoder, release: Path) -> float:
+    """Compare the features of the release, in every loader, with those of the fp32 encoder on real photographs.
+
+    Returns:
+        The smallest cosine of a token.
+
+    Raises:
+        InputError: transformers is not installed, or a loader gives other features.
+    """
+    transformers = import_extra("transformers", "transformers")
+    pixels = encoder.preprocess(bundled_photographs())
+    loaded = Encoder.from_pretrained(release)
+    in_timm: Any = timm.create_model(f"local-dir:{release}", pretrained=True).eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        loaded.save_pretrained(folder + "/full")
+        expected = _tokens(encoder, pixels)
+        found = {
+            "video_distilled_encoder": _tokens(loaded, pixels),
+            "timm": in_timm.forward_features(pixels),
+            "transformers": transformers.AutoModel.from_pretrained(folder + "/full").eval()(pixels).last_hidden_state,
+        }
+    for name, tokens in found.items():
+        if not torch.allclose(tokens, found["video_distilled_encoder"], atol=1e-4):
+            raise InputError(f"{release} gives other features in {name} than here")
+    cosine = float(F.cosine_similarity(expected, found["video_distilled_encoder"], dim=-1).min())
+    if not cosine >= MIN_COSINE:
+        raise InputError(f"half precision changes the features: smallest cosine of a token {cosine:.6f}")
+    return cosine
+
+
+def _tokens(encoder: Encoder, pixels: Tensor) -> Tensor:
+    out = encoder(pixels)
+    return torch.cat([out.cls[:, None], out.patches], dim=1)
