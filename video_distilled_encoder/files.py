@@ -17,6 +17,9 @@ from video_distilled_encoder.errors import InputError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 """Of the files in a folder that are taken for pictures."""
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content."""
@@ -84,6 +87,4 @@ def _cannot_write(path: Path, error: Exception) -> InputError:
 
 def _give_ordinary_rights(path: Path) -> None:
     """Undo the owner-only rights of temporary files, as far as the user's umask allows."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)

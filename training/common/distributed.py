@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -75,10 +76,8 @@ def start(device: str) -> World:
         torch.cuda.set_device(place)
         torch.set_float32_matmul_precision("high")
     if size > 1 and not dist.is_initialized():
-        if device == "cuda":
-            dist.init_process_group("nccl", timeout=_STEP, device_id=place)
-        else:
-            dist.init_process_group("gloo", timeout=_STEP)
+        # NCCL is not told the device here, or it would connect before two processes on one GPU are told apart.
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_STEP)
         _patient = dist.new_group(backend="gloo", timeout=_EXTRACTION)
         if device == "cuda":
             check_different(gather(str(torch.cuda.get_device_properties(place).uuid)))
@@ -188,6 +187,7 @@ def replicate(method: M) -> M | DistributedDataParallel:
     """Return what to call in place of a method, so that its gradients are averaged over processes as they arise."""
     if not dist.is_initialized():
         return method
+    warnings.filterwarnings("ignore", message=".*(broadcast_buffers|find_unused_parameters).*")
     # Targets' running averages are the same in all processes, for what they follow was averaged.
     return DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ _BF16_PEAKS = {
     "H100": 989.4,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "RTX 4090": 165.2,
 }
@@ -62,7 +64,7 @@ def peak_memory(device: torch.device) -> float:
 
 def bf16_peak(name: str) -> float | None:
     """Return how many TFLOP/s a GPU of this name computes at most in bf16, if that is known."""
-    return next((peak for card, peak in _BF16_PEAKS.items() if card in name), None)
+    return next((peak for card, peak in _BF16_PEAKS.items() if re.search(rf"\b{card}\b", name)), None)
 
 
 def _mark(device: torch.device) -> float | torch.cuda.Event:

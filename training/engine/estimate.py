@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.data import photometric
@@ -59,8 +60,10 @@ def expected_memory(
     """
     student = sum(parameter.numel() for parameter in method.student.parameters())
     teacher = sum(parameter.numel() for parameter in method.teacher.parameters())
-    largest = Place(0, 1.0)  # at the end of a run
-    one, two = (_kept_by_autograd(method, _batch(clips, [largest] * count, config), bf16) for count in (1, 2))
+    begin = [0.0, *recipe.phases()][-2]  # of the last phase, in which views are largest
+    largest = Place(0, begin)
+    batches = (_batch(clips, [largest] * count, config) for count in (1, 2))
+    one, two = (_kept_by_autograd(method, batch, begin, bf16) for batch in batches)
     part = recipe.run.batch_size / recipe.run.accumulate
     prototypes = recipe.objective.head.prototypes
     pixels = sum(view.numel() for view in clips[largest]["views"].values())
@@ -80,7 +83,8 @@ def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig, progre
     """
     device = next(method.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in _batch(clips, [Place(0, progress)] * 2, config).items()}
-    with FlopCounterMode(display=False) as counter:
+    # On a CPU torch counts attention only where it is written out.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         method.train()(batch, progress).total.backward()
     method.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 2
@@ -105,7 +109,7 @@ def _batch(clips: ClipViews, places: list[Place], config: ModelConfig) -> dict[s
     return batch
 
 
-def _kept_by_autograd(method: Method, views: dict[str, Tensor], bf16: bool) -> float:
+def _kept_by_autograd(method: Method, views: dict[str, Tensor], progress: float, bf16: bool) -> float:
     """Return the bytes that a forward pass keeps for the backward pass, weights left out."""
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
@@ -120,6 +124,6 @@ def _kept_by_autograd(method: Method, views: dict[str, Tensor], bf16: bool) -> f
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        losses = method.train()(views, 0.5)  # alive until counted, so that no storage is counted for another
+        losses = method.train()(views, progress)  # alive until counted, so that no storage is counted for another
         assert losses.total.requires_grad
     return float(sum(kept.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ class Step(NamedTuple):
     """What is logged of a step."""
 
     values: Mapping[str, float]
-    """Known when it is handed over; among them the `step` and the `seconds` since the one before."""
+    """Known when it is handed over; among them the `step`."""
+    begin: float
+    """When it began, by `time.perf_counter`."""
     metrics: Mapping[str, Tensor]
     """Scalars that stay on the device."""
     rates: Mapping[str, float]
@@ -73,7 +76,8 @@ class Log:
             [torch.stack([step.metrics[name].detach().float().to(device) for name in names]) for step in self._held]
         )
         numbers = distributed.average(table).tolist()
-        seconds = sum(step.values["seconds"] for step in self._held)
+        # The device has done all of the block: its numbers are here.
+        seconds = time.perf_counter() - self._held[0].begin
         rates = {name: sum(step.rates[name] for step in self._held) / seconds for name in self._held[0].rates}
         rows = [
             {

@@ -68,11 +68,12 @@ def pretrain(
     check_out(out, recipe, resume)
     handover.check_size(shard_mib)
     world = distributed.start(recipe.run.device)
-    try:
-        stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline)
-        return train(out, recipe, world, open_stores(stores), resume, deadline, shard_mib)
-    finally:
-        distributed.stop()
+    stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline)
+    finished = train(out, recipe, world, open_stores(stores), resume, deadline, shard_mib)
+    # A process that fails does not leave the group, which would wait for the others, who wait for it: it ends, and its
+    # launcher ends them.
+    distributed.stop()
+    return finished
 
 
 def pretrain_whole(
@@ -151,6 +152,7 @@ def train(
     distributed.wait_for_all()
     phases = find_phases(ClipViews(index, recipe), method.to(world.device), config)
     frames = load_frames(recipe, stores, world)
+    distributed.wait_for_all()  # one machine may decode much longer than another
     trainer = Trainer(recipe, method, index, config, out, world, phases, frames)
     if saved:
         trainer.resume(saved)

@@ -71,7 +71,7 @@ def time_training(
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
-    phases = find_phases(ClipViews(index, recipe), method, config)
+    phases = find_phases(ClipViews(index, recipe), method.to(world.device), config)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(recipe, method, index, config, Path(folder), world, phases, frames)
         trainer.run()

@@ -86,7 +86,8 @@ class Trainer:
         self.bf16 = recipe.run.uses_bf16(world.device.type)
         self.peak = None
         if world.device.type == "cuda" and self.bf16:
-            self.peak = bf16_peak(torch.cuda.get_device_name(world.device))
+            one = bf16_peak(torch.cuda.get_device_name(world.device))
+            self.peak = one and one * world.size
         if recipe.run.compile:
             compile_parts(self.method)
 
@@ -176,8 +177,7 @@ class Trainer:
         metrics = self.optimize(sample, values["teacher_momentum"])
         self.step += 1
         values = {"step": self.step, **values, "data_wait": waited, "memory_gib": peak_memory(self.world.device)}
-        values["seconds"] = time.perf_counter() - begin
-        if rows := self.log.add(Step(values, metrics, self._rates(), self.method.stopwatch.take())):
+        if rows := self.log.add(Step(values, begin, metrics, self._rates(), self.method.stopwatch.take())):
             bar.set_postfix(_postfix(rows), refresh=False)
         bar.update()
 

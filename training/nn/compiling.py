@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from training.nn.heads import ProjectionHead
 
@@ -20,35 +21,48 @@ _SHAPES = 64
 
 
 def compile_on_gpu(function: F) -> F:
-    """Compile a function of tensors for calls whose first argument is on a GPU; others run it as it is."""
+    """Compile a function of tensors for calls whose first argument is on a GPU; others run it as it is.
+
+    So do calls under a dispatch mode, like that which counts operations: torch before 2.14 would then never compile the
+    function again (pytorch issue 190286).
+    """
     compiled = compile_if_possible(function)
 
     @functools.wraps(function)
     def call(first: Any, *rest: Any) -> Any:
-        return (compiled if first.is_cuda else function)(first, *rest)
+        plain = not first.is_cuda or _get_current_dispatch_mode() is not None
+        return (function if plain else compiled)(first, *rest)
 
     return call  # type: ignore[return-value]
 
 
-def compile_if_possible(function: F, *, dynamic: bool | None = None) -> F:
+class _Compiler:
+    """Compiles functions until that fails once; from then on, all of them run as they are."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def compile(self, function: F, *, dynamic: bool | None = None) -> F:
+        compiled = torch.compile(function, dynamic=dynamic)
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            if not self.failed:
+                try:
+                    return compiled(*arguments, **named)
+                except torch._dynamo.exc.TorchDynamoException as error:
+                    self.failed = True
+                    name = getattr(function, "__qualname__", type(function).__name__)
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    print(f"{name} cannot be compiled here ({reason}) and runs as it is", file=sys.stderr)
+            return function(*arguments, **named)
+
+        return call  # type: ignore[return-value]
+
+
+def compile_if_possible(function: F) -> F:
     """Compile a function, or a module's forward; if that fails, say so once and run it as it is."""
-    compiled = torch.compile(function, dynamic=dynamic)
-    failed = False
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
-        nonlocal failed
-        if not failed:
-            try:
-                return compiled(*arguments, **named)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                failed = True
-                name = getattr(function, "__qualname__", type(function).__name__)
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                print(f"{name} cannot be compiled here ({reason}) and runs as it is", file=sys.stderr)
-        return function(*arguments, **named)
-
-    return call  # type: ignore[return-value]
+    return _Compiler().compile(function)
 
 
 def compile_parts(model: nn.Module) -> None:
@@ -57,7 +71,8 @@ def compile_parts(model: nn.Module) -> None:
     Blocks that are alike share what was compiled for one of them, so that a deep network costs no more than a block.
     """
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, _SHAPES)
+    compiler = _Compiler()
     for module in model.modules():
         part = module.mlp if isinstance(module, ProjectionHead) else module
         if isinstance(module, Block | ProjectionHead):
-            part.forward = compile_if_possible(part.forward, dynamic=False)
+            part.forward = compiler.compile(part.forward, dynamic=False)

@@ -63,7 +63,7 @@ class Study:
     columns: dict[str, str]
     """Figures in the table: by heading, "MEASURE FIGURE"."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the base, on top of its recipes."""
+    """Of all rows, before those given on the command line and a row's own."""
 
 
 def read_study(name: str) -> Study:

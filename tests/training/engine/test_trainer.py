@@ -1,5 +1,6 @@
 import math
 import random
+import time
 from collections import deque
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.frame_store import extract_video, open_stores
 from training.data.loading import load_batches
+from training.engine.log import Log, Step
 from training.engine.plan import Budget, Phase, Plan
 from training.engine.run import build_method
 from training.engine.schedule import Schedule
@@ -123,6 +125,20 @@ def test_compiled_parts_learn_the_same(clip, tmp_path, monkeypatch):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     # teacher, the student's seen patches, local views; heads take (rows, C)
     assert {shape[1] for name, shape in shapes if name.startswith("Block")} == {1 + 16, 1 + 8, 1 + 4}
+
+
+def test_the_time_of_a_step_holds_what_the_device_does_behind(tmp_path, monkeypatch):
+    def arrive(numbers):
+        time.sleep(0.2)  # the numbers of a block come when the device has done it
+        return numbers
+
+    monkeypatch.setattr("training.engine.log.distributed.average", arrive)
+    log = Log(tmp_path, 2, World(0, 1, 0, torch.device("cpu")))
+    for number in (1, 2):
+        step = Step({"step": number}, time.perf_counter(), {"loss": torch.tensor(1.0)}, {"clips": 10.0}, dict)
+        rows = log.add(step)
+    assert [row["seconds"] for row in rows] == [pytest.approx(0.1, rel=0.3)] * 2
+    assert rows[0]["clips"] == pytest.approx(100, rel=0.3)
 
 
 class Clocked(Trainer):
