@@ -18,7 +18,7 @@ from training.engine.run import extract_once
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SETTINGS = ["--recipe", "smoke", "--run.steps=20", "--run.device=cpu", "--backbone.drop_path=0.2"]
 
 
