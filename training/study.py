@@ -20,12 +20,12 @@ from training.evaluation.evidence import add_arguments, in_folder, measure_all
 from training.recipes.recipe import read_recipe
 from training.studies.study import (
     STUDIES,
-    _only,
-    _run,
     chained,
+    only,
     options,
     plan,
     read_study,
+    run_of,
     subject_of,
     summarize,
     with_architecture,
@@ -51,7 +51,7 @@ def main() -> None:
     settings = [*options(study.settings), *given]
     study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
     study = with_architecture(study, read_recipe(study.recipe, settings).backbone.architecture)
-    rows, measures = _only(study.rows, args.rows, "rows"), _only(study.measures, args.measures, "measures")
+    rows, measures = only(study.rows, args.rows, "rows"), only(study.measures, args.measures, "measures")
     for words in measures.values():
         in_folder(words, args.evaluation)  # what is missing is told before hours of training
     recipes, facts = plan(study, args.data, args.frames, settings)
@@ -60,8 +60,8 @@ def main() -> None:
             if name in recipes:
                 recipe = replace(recipes[name], run=replace(recipes[name].run, seed=seed))
                 if row.after:
-                    recipe = chained(recipe, _run(args.out, row.after, seed))
-                run = _run(args.out, name, seed)
+                    recipe = chained(recipe, run_of(args.out, row.after, seed))
+                run = run_of(args.out, name, seed)
                 print(f"{run.name}:", flush=True)
                 pretrain_whole(args.data, run, recipe, args.frames)
             subject = subject_of(args.out, name, row, seed)

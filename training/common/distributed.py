@@ -192,6 +192,6 @@ def replicate(method: M) -> M | DistributedDataParallel:
     return DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True)
 
 
-def without_averaging(method: nn.Module) -> AbstractContextManager[None]:
-    """Leave gradients as they are for a while: others of the same step are still to be added."""
-    return method.no_sync() if isinstance(method, DistributedDataParallel) else nullcontext()
+def averaging(method: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over processes with the last part of a step; until then, leave them as they are."""
+    return nullcontext() if last or not isinstance(method, DistributedDataParallel) else method.no_sync()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from video_distilled_encoder.errors import InputError, first_line
+
+T = TypeVar("T")
 
 
 def names_in(folder: Path) -> list[str]:
@@ -47,3 +49,16 @@ def read_mapping(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a {kind}: it is no mapping of settings")
     return content
+
+
+def read_as(path: Path, kind: str, build: Callable[[dict[str, Any]], T]) -> T:
+    """Read a file as what `build` makes of its settings.
+
+    Raises:
+        InputError: it cannot be read, or a setting is missing or unknown.
+    """
+    content = read_mapping(path, kind)
+    try:
+        return build(content)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a {kind}: {error}") from error

@@ -63,9 +63,9 @@ class Phase:
     """Of a step, in any unit that all phases share; measured seconds take its place when it has begun."""
 
 
-def cost_at(phases: Sequence[Phase], progress: float) -> float:
-    """Return the cost of a step."""
-    return next((phase for phase in phases if progress < phase.end), phases[-1]).cost
+def phase_at(phases: Sequence[Phase], progress: float) -> Phase:
+    """Return the phase that a step belongs to."""
+    return next((phase for phase in phases if progress < phase.end), phases[-1])
 
 
 def mean_cost(phases: Sequence[Phase], progress: float = 0.0) -> float:
@@ -134,7 +134,7 @@ class Budget:
         Returns:
             Whether it is known anew how long a step takes, so that the plan is to be revised.
         """
-        phase = self._at(plan.progress(max(step - 1, 0)))
+        phase = phase_at(self._phases, plan.progress(max(step - 1, 0)))
         if phase is not self._phase:
             if self._phase is not None:
                 self._pace *= phase.cost / self._phase.cost
@@ -169,9 +169,6 @@ class Budget:
         seconds = self._pace * mean_cost(self._phases, progress) / self._phase.cost
         remaining = (self.left() - (self.reserve or 0.0)) / seconds
         return plan.revised(step, step + max(round(remaining), 0))
-
-    def _at(self, progress: float) -> Phase:
-        return next((phase for phase in self._phases if progress < phase.end), self._phases[-1])
 
     def _set_mark(self, step: int) -> float:
         """Begin to measure at `step`; return the seconds of a step since that was last done."""

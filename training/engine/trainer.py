@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from training.data.loading import Sample, load_batches
 from training.data.resident import ResidentFrames
 from training.engine.checkpoint import Checkpoint, CheckpointWriter
 from training.engine.log import Log, Step
-from training.engine.plan import Budget, Phase, Plan, cost_at
+from training.engine.plan import Budget, Phase, Plan, phase_at
 from training.engine.schedule import Schedule
 from training.methods.base import Method
 from training.nn.compiling import compile_parts
@@ -184,7 +183,7 @@ class Trainer:
     def _rates(self) -> dict[str, float]:
         """Return what the last step did, for all processes together."""
         clips = self.recipe.run.batch_size
-        tflop = clips * cost_at(self.phases, self.plan.progress(self.step - 1)) / 1e12
+        tflop = clips * phase_at(self.phases, self.plan.progress(self.step - 1)).cost / 1e12
         rates = {"clips_per_second": float(clips), "tflop_per_second": tflop}
         return rates | ({"utilization": tflop / self.peak} if self.peak else {})
 
@@ -211,8 +210,7 @@ class Trainer:
         for number, part in enumerate(_split(sample, parts)):
             self.drop_paths.begin(self.recipe.run.seed, self.step * parts + number)
             views = self.augment(part)
-            last = number == parts - 1
-            with nullcontext() if last else distributed.without_averaging(self.replica):
+            with distributed.averaging(self.replica, number == parts - 1):
                 with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
                     losses = self.replica(views, progress)
                 (losses.total / parts).backward()

@@ -26,7 +26,7 @@ def compile_on_gpu(function: F) -> F:
     So do calls under a dispatch mode, like that which counts operations: torch before 2.14 would then never compile the
     function again (pytorch issue 190286).
     """
-    compiled = compile_if_possible(function)
+    compiled = _Compiler().compile(function)
 
     @functools.wraps(function)
     def call(first: Any, *rest: Any) -> Any:
@@ -37,7 +37,7 @@ def compile_on_gpu(function: F) -> F:
 
 
 class _Compiler:
-    """Compiles functions until that fails once; from then on, all of them run as they are."""
+    """Compiles functions until that fails once, which it says; from then on, all of them run as they are."""
 
     def __init__(self) -> None:
         self.failed = False
@@ -58,11 +58,6 @@ class _Compiler:
             return function(*arguments, **named)
 
         return call  # type: ignore[return-value]
-
-
-def compile_if_possible(function: F) -> F:
-    """Compile a function, or a module's forward; if that fails, say so once and run it as it is."""
-    return _Compiler().compile(function)
 
 
 def compile_parts(model: nn.Module) -> None:

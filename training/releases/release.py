@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.common.yaml_files import find_file, read_mapping
+from training.common.yaml_files import find_file, read_as
 from training.evaluation.evidence import Subject, in_folder, measure_all
 from training.models.loading import load_model
 from training.reporting.pca_sheet import draw_pca_sheet
@@ -49,12 +49,7 @@ def read_release(name: str) -> Release:
     Raises:
         InputError: there is none, or it is not one.
     """
-    path = find_file(name, RELEASES, "release")
-    content = read_mapping(path, "release")
-    try:
-        return Release(**content)
-    except TypeError as error:
-        raise InputError(f"{path} is not a release: {error}") from error
+    return read_as(find_file(name, RELEASES, "release"), "release", lambda content: Release(**content))
 
 
 def check_evaluation(release: Release, evaluation: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.common.yaml_files import find_file, read_mapping
+from training.common.yaml_files import find_file, read_as
 from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, open_stores
@@ -73,16 +73,16 @@ def read_study(name: str) -> Study:
         InputError: there is none, or it is not one.
     """
     path = find_file(name, STUDIES, "study")
-    content = read_mapping(path, "study")
-    try:
-        rows = {key: Row(**(row or {})) for key, row in content.pop("rows").items()}
-        study = Study(rows=rows, **content)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not a study: {error}") from error
-    for number, (name, row) in enumerate(rows.items()):
-        if row.after and row.after not in list(rows)[:number]:
+    study = read_as(path, "study", _study_of)
+    for number, (name, row) in enumerate(study.rows.items()):
+        if row.after and row.after not in list(study.rows)[:number]:
             raise InputError(f"{path}: {name} is to go on after {row.after}, which is no row above it")
     return study
+
+
+def _study_of(content: dict[str, Any]) -> Study:
+    rows = {key: Row(**(row or {})) for key, row in content.pop("rows").items()}
+    return Study(rows=rows, **content)
 
 
 def with_architecture(study: Study, architecture: str) -> Study:
@@ -160,10 +160,11 @@ def chained(recipe: Recipe, run: Path) -> Recipe:
 
 def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:
     """Return what is measured of a row."""
-    return Subject(name, row.model or str(_run(out, name, seed) / "encoder"), seed)
+    return Subject(name, row.model or str(run_of(out, name, seed) / "encoder"), seed)
 
 
-def _run(out: Path, name: str, seed: int) -> Path:
+def run_of(out: Path, name: str, seed: int) -> Path:
+    """Return the run directory of a row."""
     return out / f"{name}-seed{seed}"
 
 
@@ -236,7 +237,12 @@ def _known(figures: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([value for value in figures if value is not None])
 
 
-def _only(entries: Mapping[str, Any], names: Sequence[str] | None, what: str) -> dict[str, Any]:
+def only(entries: Mapping[str, Any], names: Sequence[str] | None, what: str) -> dict[str, Any]:
+    """Return the entries of these names, or all.
+
+    Raises:
+        InputError: there is none of a name.
+    """
     if unknown := set(names or ()) - set(entries):
         raise InputError(f"the study has no {what} {', '.join(sorted(unknown))}; it has {', '.join(entries)}")
     return {name: entry for name, entry in entries.items() if names is None or name in names}
