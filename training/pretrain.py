@@ -1,7 +1,7 @@
 """`python -m training.pretrain --data VIDEO_OR_DIR… --out DIR`: plain videos in, an encoder out.
 
 The run directory holds recipe.yaml (every setting), run.json (data and machine), views.png (the first clips as the
-network sees them), log.jsonl and tensorboard/ (every step), curves.png, checkpoints/ and, at the end, encoder/: the
+network sees them), log.jsonl (every step), tensorboard/, curves.png, checkpoints/ and, at the end, encoder/: the
 teacher's backbone as a model directory for `Encoder.from_pretrained`, timm and transformers, with handover/, what the
 next run needs to go on (`--init-from DIR`). Under torchrun or accelerate launch the same command uses every GPU of
 every node.

@@ -244,8 +244,31 @@ def test_weights_of_another_architecture_are_refused(encoder, clip, frames, tmp_
     encoder.save_pretrained(tmp_path / "small")
     recipe = read_recipe("smoke", [f"--run.init_from={tmp_path / 'small'}"])
     with pytest.raises(InputError, match=r"small: cls_token is \(1, 1, 384\), expected \(1, 1, 192\)"):
-        pretrain([clip], tmp_path / "run", recipe, frames=frames)
+        pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "frames").exists()  # nor were hours of video extracted first
+
+
+def test_workers_end_with_a_run_that_fails(clip, frames, tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from training.engine import trainer
+from training.engine.run import pretrain
+from training.recipes.recipe import read_recipe
+
+def fail(*args):
+    raise RuntimeError("out of memory, say")
+
+trainer.Trainer.optimize = fail
+clip, out, frames = map(Path, sys.argv[1:])
+pretrain([clip], out, read_recipe("smoke", ["--run.workers=2"]), frames=frames)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, clip, tmp_path / "run", frames], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "out of memory, say" in done.stderr
 
 
 @pytest.fixture

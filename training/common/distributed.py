@@ -46,6 +46,8 @@ class World:
     """Number of this process on its machine."""
     device: torch.device
     """The device this process trains on."""
+    local_size: int = 1
+    """Number of processes on its machine."""
 
     @property
     def is_main(self) -> bool:
@@ -69,7 +71,8 @@ def start(device: str) -> World:
     """
     global _patient
     device = choose_device(device)
-    rank, size, local = (int(os.environ.get(*entry)) for entry in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, local = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+    size, local_size = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     place = torch.device("cpu")
     if device == "cuda":
         place = choose_gpu(local, torch.cuda.device_count())
@@ -81,7 +84,7 @@ def start(device: str) -> World:
         _patient = dist.new_group(backend="gloo", timeout=_EXTRACTION)
         if device == "cuda":
             check_different(gather(str(torch.cuda.get_device_properties(place).uuid)))
-    return World(rank, size, local, place)
+    return World(rank, size, local, place, local_size)
 
 
 def choose_gpu(local: int, count: int) -> torch.device:

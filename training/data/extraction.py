@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from training.common import stop
+from training.common.machine import processors
 from training.data.frame_store import ExtractConfig, extract_video
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.video import find_videos
@@ -45,7 +45,7 @@ def extract_all(
         InputError: a video cannot be read, or none is left; or the time is over, or a process was ended.
     """
     videos = find_videos(paths)
-    workers = min(workers or os.cpu_count() or 1, len(videos))
+    workers = min(workers or processors(), len(videos))
     stores: dict[Path, Path] = {}
     with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
         for video, result in _in_parallel(videos, root, config, workers):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from typing import NamedTuple, TypedDict
 
@@ -12,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.common.distributed import World
+from training.common.machine import processors
 from training.data.clips import ClipIndex
 from training.data.photometric import draw_parameters
 from training.data.resident import table_of
@@ -90,12 +91,17 @@ class ClipViews(Dataset[Sample]):
         }
 
 
-def load_batches(index: ClipIndex, recipe: Recipe, schedule: Iterable[list[Place]], world: World) -> Iterator[Sample]:
-    """Yield this process's share of the batches that a schedule names."""
+def load_batches(
+    index: ClipIndex, recipe: Recipe, schedule: Iterable[list[Place]], world: World
+) -> Generator[Sample, None, None]:
+    """Yield this process's share of the batches that a schedule names.
+
+    Close it when no more are taken: its workers, which heed no signal, end then.
+    """
     in_memory = recipe.clips.in_memory
     workers = recipe.run.workers
     if workers is None:
-        workers = min(max((os.cpu_count() or 1) - 1, 1), 16)
+        workers = min(max(processors() // world.local_size - 1, 1), 16)
     loader = DataLoader(
         ClipViews(index, recipe, resident=in_memory == "device"),
         batch_sampler=schedule,
@@ -106,7 +112,12 @@ def load_batches(index: ClipIndex, recipe: Recipe, schedule: Iterable[list[Place
         # forked workers share what is in memory
         multiprocessing_context="fork" if in_memory and workers else None,
     )
-    return iter(loader)
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
 
 
 def _start_worker(worker: int) -> None:

@@ -9,23 +9,22 @@ a view.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.common.machine import free_memory, processors
 from training.data.frame_store import FrameStore
 from training.data.views import View
 from video_distilled_encoder.errors import InputError
 
 _BLOCK = 32
 """Frames that a thread decodes at a time."""
-_PIECES = 8
+_PIECES = 4
 """Parts that a batch's crops are cut in, from small to large ones, for each is worked on as large as its largest."""
 
 
@@ -64,7 +63,7 @@ class ResidentFrames:
             if not place.is_cuda:
                 store.pixels = place
         bar = tqdm(total=sum(map(len, stores)), desc="decode", unit="frame", dynamic_ncols=True)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        with ThreadPoolExecutor(processors()) as pool, bar:
             for count in pool.map(_decode_block, *zip(*places, strict=True)):
                 bar.update(count)
 
@@ -174,18 +173,3 @@ def _check_room(needed: int, device: torch.device) -> None:
             f"the frames take {needed / 2**30:.1f} GiB decoded and {free / 2**30:.1f} GiB of memory are free, of which "
             f"{share:.0%} may be taken; leave clips.in_memory out, or lower extract.fps or extract.short_side"
         )
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that this process may still take: of the machine, or of its control group."""
-    lines = Path("/proc/meminfo")
-    if not lines.is_file():
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    facts = dict(line.split(":") for line in lines.read_text(encoding="utf-8").splitlines())
-    free = int(facts["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
-        return free

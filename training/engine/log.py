@@ -136,10 +136,9 @@ def _tensorboard(out: Path) -> Any:
     writer = SummaryWriter(str(out / "tensorboard"))
 
     def write(rows: Sequence[Mapping[str, float]]) -> None:
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    writer.add_scalar(name, value, int(row["step"]))
+        for name in rows[-1].keys() - {"step"}:
+            mean = sum(row[name] for row in rows) / len(rows)
+            writer.add_scalar(name, mean, int(rows[-1]["step"]))
         writer.flush()
 
     return write

@@ -18,6 +18,8 @@ _SKIPPED = 2
 """Steps at the start of a phase that are not measured: what is compiled or allocated then comes once."""
 _FIRST = 4
 """Steps into a phase after which it is first measured."""
+_EXIT = 1.0
+"""Seconds in which workers end and a process gives its memory back, after all that can be measured."""
 _UNKNOWN_LENGTH = 1000
 """Steps that a run is taken to have before any is measured."""
 
@@ -124,9 +126,10 @@ class Budget:
         """Do once what will be done when training is over, and keep as much time for it."""
         begin = self._clock()
         leave()
-        self.reserve = self._clock() - begin
-        self._mark = (self._mark[0], self._mark[1] + self.reserve)
-        self._last = self._clock()
+        now = self._clock()
+        self.reserve = now - begin + _EXIT
+        self._mark = (self._mark[0], self._mark[1] + now - begin)
+        self._last = now
 
     def measure(self, step: int, plan: Plan) -> bool:
         """Follow the run, after `step` of its steps, but not the last; all processes come to the same answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -68,8 +69,11 @@ def pretrain(
     check_out(out, recipe, resume)
     handover.check_size(shard_mib)
     world = distributed.start(recipe.run.device)
+    share_of_batch(recipe, world)
+    start = begin(out, recipe, resume)
+    world.say(start.text)
     stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline)
-    finished = train(out, recipe, world, open_stores(stores), resume, deadline, shard_mib)
+    finished = train(out, recipe, world, open_stores(stores), start, deadline, shard_mib)
     # A process that fails does not leave the group, which would wait for the others, who wait for it: it ends, and its
     # launcher ends them.
     distributed.stop()
@@ -99,6 +103,32 @@ def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None
     config = ModelConfig(architecture=recipe.backbone.architecture)
     bf16 = recipe.run.uses_bf16(distributed.choose_device(recipe.run.device))
     return report(recipe, index, build_method(recipe, config), config, out.with_name(f"{out.name}.views.png"), bf16)
+
+
+class Beginning(NamedTuple):
+    """What a run goes on from."""
+
+    method: Method
+    """Student and teacher, with the weights that they begin with unless there is a checkpoint."""
+    saved: checkpoint.Checkpoint | None
+    """Of the same run."""
+    runs: list[dict[str, Any]]
+    """The runs before it."""
+    text: str
+    """In words."""
+
+
+def begin(out: Path, recipe: Recipe, resume: bool) -> Beginning:
+    """Build a run's method and read what it goes on from, before hours of video are: it may have to be refused."""
+    torch.manual_seed(recipe.run.seed)
+    method = build_method(recipe, ModelConfig(architecture=recipe.backbone.architecture))
+    saved = checkpoint.load_newest(out / "checkpoints") if resume else None
+    if saved:
+        return Beginning(method, saved, handover.runs_before(out), f"going on after step {saved.step}")
+    if recipe.run.init_from:
+        text, runs = start_from(recipe.run.init_from, method)
+        return Beginning(method, None, runs, text)
+    return Beginning(method, None, [], "starting from random weights")
 
 
 def extract_once(
@@ -132,21 +162,14 @@ def train(
     recipe: Recipe,
     world: World,
     stores: Sequence[FrameStore],
-    resume: bool,
+    start: Beginning,
     deadline: float | None,
     shard_mib: float,
 ) -> bool:
     """Train on frame stores and write the run directory; tell whether the last step was reached."""
-    share_of_batch(recipe, world)  # what cannot work is refused before anything is written
+    method, saved, before, _ = start
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
-    torch.manual_seed(recipe.run.seed)
-    method = build_method(recipe, config)
-    saved = checkpoint.load_newest(out / "checkpoints") if resume else None
-    before = handover.runs_before(out) if saved else []
-    if recipe.run.init_from and not saved:
-        text, before = start_from(recipe.run.init_from, method)
-        world.say(text)
     if world.is_main:
         start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -55,11 +56,11 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
 
 def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
     schedule = Schedule(recipe, Plan.of(recipe.run.total_steps(len(index))), 0, world)
-    batches = load_batches(index, recipe, schedule, world)
-    for _ in islice(batches, _WARM_UP):
-        pass
-    start = time.perf_counter()
-    count = sum(recipe.run.batch_size for _ in batches)
+    with closing(load_batches(index, recipe, schedule, world)) as batches:
+        for _ in islice(batches, _WARM_UP):
+            pass
+        start = time.perf_counter()
+        count = sum(recipe.run.batch_size for _ in batches)
     return count / (time.perf_counter() - start)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -111,7 +112,6 @@ class Trainer:
         if budget and self.step < self.plan.steps:
             self.plan = budget.start(self.step, self.plan)
         schedule = Schedule(self.recipe, self.plan, self.step, self.world, clips_before, endless=budget is not None)
-        batches = load_batches(self.index, self.recipe, schedule, self.world)
         bar = tqdm(
             total=self.plan.steps,
             initial=self.step,
@@ -120,7 +120,8 @@ class Trainer:
             dynamic_ncols=True,
             disable=not self.world.is_main,
         )
-        with bar, self.checkpoints:
+        loading = closing(load_batches(self.index, self.recipe, schedule, self.world))
+        with bar, self.checkpoints, loading as batches:
             while self.step < self.plan.steps and not self._any_process(stop.asked()):
                 self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:

@@ -79,5 +79,5 @@ def encode_cls(backbone: VisionTransformer, views: Tensor) -> Tensor:
 
 def pair_views(learnt: Tensor) -> Tensor:
     """(B, V, C) student's views, the two global ones first -> (B, 2, V - 1, C): for each teacher's view all others."""
-    others = [[number for number in range(learnt.shape[1]) if number != own] for own in range(2)]
-    return learnt[:, others]
+    first, second, rest = learnt[:, :1], learnt[:, 1:2], learnt[:, 2:]
+    return torch.stack([torch.cat([second, rest], dim=1), torch.cat([first, rest], dim=1)], dim=1)

@@ -70,9 +70,9 @@ class Objective(DistillationObjective):
         return [self.token_dropout]
 
 
-def future_frames(objective: Objective, frames: int) -> list[int]:
+def future_frames(objective: Objective, frames: int) -> range:
     """Return the numbers, from 0, of the frames that the teacher encodes."""
-    return list(range(1, frames)) if objective.teacher_frames == "future" else [frames - 1]
+    return range(1 if objective.teacher_frames == "future" else frames - 1, frames)
 
 
 def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
@@ -131,11 +131,12 @@ class Method(BaseMethod):
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""
         objective = self.objective
-        tokens_BFNC = self.teach(views["global"][:, self.frames])
+        # slices: indices in a list would be sent to the device, which waits for them
+        future, now = (slice(self.frames.start - back, self.frames.stop - back) for back in (0, 1))
+        tokens_BFNC = self.teach(views["global"][:, future])
         total = torch.zeros((), device=tokens_BFNC.device)
         metrics: dict[str, Tensor] = {}
         if objective.dense_weight:
-            now = [number - 1 for number in self.frames]
             mask = views["global_mask"][:, now] if "global_mask" in views else None
             loss = self.dense_loss(views["global"][:, now], tokens_BFNC[:, :, 1:], mask, progress, metrics)
             metrics["dense_loss"] = loss.detach()

@@ -93,7 +93,7 @@ class RunConfig:
     compile: bool = False
     """Compile the blocks and heads with torch.compile, once for each size of views."""
     workers: int | None = None
-    """Processes that load and crop for each GPU; one per processor, less one, at most 16, if not given."""
+    """Processes that load and crop for each GPU; its share of the processors, less one, at most 16, if not given."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     keep_checkpoints: int = 2

@@ -3,6 +3,7 @@ import shutil
 import signal
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -84,3 +85,18 @@ def test_command(run_command, clip, tmp_path, capsys):
     assert "extract.fps must be positive" in run_command(main, clip, "--frames", tmp_path, "--fps", "-1")
     (tmp_path / "none").mkdir()
     assert "holds no video" in run_command(main, tmp_path / "none", "--frames", tmp_path)
+
+
+def test_threads_may_decode_at_once_and_no_file_stays_open(clip, tmp_path):
+    path = extract_video(clip, tmp_path, ExtractConfig(fps=4, short_side=64))
+    stores = [FrameStore(path) for _ in range(200)]
+    expected = [stores[0].decode(number) for number in range(len(stores[0]))]
+    before = len(os.listdir("/proc/self/fd"))
+
+    def decode(place):
+        store, number = place
+        return np.array_equal(store.decode(number), expected[number])
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(decode, [(store, number) for store in stores for number in range(len(store))]))
+    assert len(os.listdir("/proc/self/fd")) == before

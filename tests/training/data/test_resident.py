@@ -10,7 +10,7 @@ from training.data.box import Box
 from training.data.clips import ClipIndex
 from training.data.frame_store import ExtractConfig, FrameStore, extract_video
 from training.data.loading import load_batches
-from training.data.resident import ResidentFrames, bicubic_weights, free_memory
+from training.data.resident import ResidentFrames, bicubic_weights
 from training.data.views import ViewsConfig, cut
 from training.engine.plan import Plan
 from training.engine.run import pretrain
@@ -52,7 +52,6 @@ def test_frames_that_do_not_fit_are_refused(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(FrameStore, "bytes_in_memory", lambda self: 2**60)
     with pytest.raises(InputError, match=r"take 1073741824\.0 GiB decoded and .* leave clips\.in_memory out"):
         ResidentFrames([store], CPU)
-    assert 2**28 < free_memory() < 2**50
 
 
 @pytest.mark.parametrize(("length", "size"), [(64, 64), (200, 48), (37, 96), (16, 1), (3, 224)])

@@ -58,6 +58,7 @@ def simulate(seconds, step_seconds, phases, end=0.0):
                 budget.keep_for_the_end(leave)
                 plan = budget.revised(step, plan)
     leave()
+    now += 0.8  # as a process takes to end
     return now, progress, revisions
 
 

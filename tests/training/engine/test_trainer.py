@@ -58,20 +58,33 @@ def test_each_tensor_is_clipped_by_its_own_norm():
 
 
 class Waits(TorchDispatchMode):
-    """Notes operations whose result the CPU must wait for."""
+    """Notes operations whose result the CPU must wait for, and tensors made of Python's numbers, which it must send."""
+
+    WAITING = tuple(getattr(torch.ops.aten, name).default for name in ("_local_scalar_dense", "nonzero", "lift_fresh"))
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+        if function in self.WAITING:
             self.seen.append(function)
         return function(*args, **(kwargs or {}))
 
 
-def trainer_and_sample(clip, folder, device, *settings):
-    recipe = read_recipe("smoke", [f"--run.device={device}", "--objective.patch_share=0.5", *settings])
+SMALL = [
+    "--extract.short_side=128",
+    "--backbone.architecture=vit_tiny_patch16_224",
+    "--views.global_size=64",
+    "--views.local_size=32",
+    "--objective.head.prototypes=64",
+    "--run.batch_size=4",
+    "--run.workers=0",
+]
+
+
+def trainer_and_sample(clip, folder, device, *settings, recipe="smoke"):
+    recipe = read_recipe(recipe, [f"--run.device={device}", *SMALL, *settings])
     index = ClipIndex(open_stores({extract_video(clip, folder, recipe.extract): "videos"}), recipe.clips, 0)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
@@ -79,8 +92,9 @@ def trainer_and_sample(clip, folder, device, *settings):
     return trainer, next(load_batches(index, recipe, Schedule(recipe, Plan.of(2), 0, world), world))
 
 
-def test_a_step_does_not_wait_for_its_results(clip, tmp_path):
-    trainer, sample = trainer_and_sample(clip, tmp_path, "cpu")
+@pytest.mark.parametrize("recipe", ["smoke", "release", "vfd-dense", "dino-time-aug", "ibot"])
+def test_a_step_does_not_wait_for_its_results(recipe, clip, tmp_path):
+    trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", "--clips.in_memory=false", recipe=recipe)
     views = trainer.augment(sample)
     trainer.augment = lambda sample: views  # it plans on the CPU, by numbers that are there
     trainer.set_schedules()
@@ -91,7 +105,7 @@ def test_a_step_does_not_wait_for_its_results(clip, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_step_does_not_wait_for_the_gpu(clip, tmp_path):
-    trainer, sample = trainer_and_sample(clip, tmp_path, "cuda")
+    trainer, sample = trainer_and_sample(clip, tmp_path, "cuda", "--objective.patch_share=0.5")
     trainer.set_schedules()
     trainer.optimize(sample, 0.99)
     torch.cuda.set_sync_debug_mode("error")
@@ -118,7 +132,7 @@ def test_compiled_parts_learn_the_same(clip, tmp_path, monkeypatch):
     for option in ("false", "true"):
         torch.manual_seed(0)
         settings = [f"--run.compile={option}", "--backbone.drop_path=0.5", "--objective.token_dropout=1.0"]
-        trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", *settings)
+        trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", "--objective.patch_share=0.5", *settings)
         trainer.set_schedules()
         values.append(trainer.optimize(sample, 0.99)["loss"].item())
         assert bool(shapes) == (option == "true")

@@ -178,7 +178,7 @@ def test_with_token_dropout_the_student_sees_nothing_but_the_compared_patches():
     noise = hidden * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(4), dtype=torch.double)
     other = views["global"].clone()
     other[:, 0] += noise  # the first frame is the one that the teacher does not see
-    method.frames = [1]
+    method.frames = range(1, 2)
 
     def dense(frames, progress):
         method.patch_balance.center.zero_()

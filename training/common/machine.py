@@ -1,0 +1,32 @@
+"""What this machine has for this process: processors and memory, within the bounds of its control group."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def processors() -> int:
+    """Return how many processors this process may use, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (_GROUP / "cpu.max").read_text(encoding="utf-8").split()
+        return allowed if quota == "max" else max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return allowed
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process may still take."""
+    lines = Path("/proc/meminfo")
+    if not lines.is_file():
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts = dict(line.split(":") for line in lines.read_text(encoding="utf-8").splitlines())
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    try:
+        limit, used = ((_GROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else min(free, int(limit) - int(used))
+    except (OSError, ValueError):
+        return free
