@@ -16,6 +16,6 @@ mkdir -p "$(dirname "$out")"
 IFS=: read -r hours minutes seconds <<<"$length"
 left=$((10#$hours * 3600 + 10#$minutes * 60 + 10#$seconds - (SECONDS - begin)))
 length=$(printf '%02d:%02d:%02d' $((left / 3600)) $((left / 60 % 60)) $((left % 60)))
-PYTHONPATH=$site:$code setsid python3 -P -m training.pretrain --data "$parcel/video" --frames "$parcel/frames" \
+PYTHONPATH=$site:$code PYTHONSAFEPATH=1 setsid python3 -m training.pretrain --data "$parcel/video" --frames "$parcel/frames" \
     --out "$out" --max-time "$length" "$@" >>"$out.log" 2>&1 </dev/null &
 echo "process $!, $length, $out.log"
