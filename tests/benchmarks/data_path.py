@@ -26,7 +26,8 @@ from training.data import photometric
 from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import open_stores
-from training.data.loading import ClipViews, Place, Sample
+from training.data.loading import Place, Sample
+from training.engine.assembly import clip_views
 from training.methods.vfd import plan_views
 from training.recipes.recipe import Recipe, read_recipe
 
@@ -51,7 +52,7 @@ class UsualLoader:
         store, numbers = self.index[position]
         archive = self.archives.setdefault(store.path, zipfile.ZipFile(store.path))
         frames = [Image.open(io.BytesIO(archive.read(f"{n:06d}.jpg"))).convert("RGB") for n in numbers]
-        views = plan_views(np.random.default_rng(position), frames[0].size, self.recipe)
+        views = plan_views(np.random.default_rng(position), frames[0].size, self.recipe.spec)
         sizes = {"global": self.recipe.views.global_size, "local": self.recipe.views.local_size}
         out = []
         for view in views:
@@ -66,7 +67,7 @@ class UsualLoader:
 
 class Ours:
     def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
-        self.clips = ClipViews(index, recipe)
+        self.clips = clip_views(recipe, index)
 
     def __getitem__(self, position: int) -> Sample:
         return self.clips[Place(position, 1.0)]

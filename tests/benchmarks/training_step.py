@@ -27,8 +27,8 @@ from torch import Tensor
 
 from training.common import distributed
 from training.data.loading import Sample
+from training.engine.assembly import build_method
 from training.engine.plan import Phase
-from training.engine.run import build_method
 from training.engine.trainer import Trainer
 from training.recipes.recipe import Recipe, read_recipe
 from video_distilled_encoder.model_config import ModelConfig
@@ -51,7 +51,13 @@ def ours(recipe: Recipe, device: str) -> Step:
     config, world = ModelConfig(), distributed.start(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            recipe, build_method(recipe, config), range(1000), config, Path(folder), world, [Phase(1.0, 1.0)]
+            recipe,
+            build_method(recipe, config),
+            SimpleNamespace(index=range(1000)),
+            config,
+            Path(folder),
+            world,
+            [Phase(1.0, 1.0)],
         )
     trainer.set_schedules()
     empty = {}

@@ -6,8 +6,9 @@ import torch
 
 from training.data.loading import ClipViews
 from training.engine import handover
+from training.engine.assembly import build_method
 from training.engine.initial_weights import start_from
-from training.engine.run import build_method, pretrain
+from training.engine.run import pretrain
 from training.handover import main
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError, ModelConfig

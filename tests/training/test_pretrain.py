@@ -12,9 +12,10 @@ from PIL import Image
 
 from training.common.yaml_files import names_in
 from training.engine import checkpoint
+from training.engine.assembly import build_method
 from training.engine.initial_weights import start_from
 from training.engine.log import read_log
-from training.engine.run import build_method, pretrain
+from training.engine.run import pretrain
 from training.pretrain import main
 from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import Encoder, InputError, ModelConfig

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -16,11 +15,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from training.common.distributed import World
 from training.common.machine import processors
 from training.data.clips import ClipIndex
-from training.data.photometric import draw_parameters
+from training.data.photometric import PhotometricConfig, draw_parameters
 from training.data.resident import table_of
-from training.data.views import View, cut_all
-from training.methods import load_method
-from training.recipes.recipe import Recipe
+from training.data.views import View, ViewsConfig, cut_all
 
 
 class Sample(TypedDict):
@@ -43,29 +40,49 @@ class Place(NamedTuple):
     """Share of the run that is over at its step: some settings change with it."""
 
 
+PlanViews = Callable[[np.random.Generator, tuple[int, int], ViewsConfig], list[View]]
+"""Says which views are wanted of a clip whose frames have a size (width, height), with the settings now in force."""
+
+
 class ClipViews(Dataset[Sample]):
     """The sample at a place of a run: what it shows depends on nothing but the seed and the place.
 
     Args:
         index: the clips.
-        recipe: all settings.
+        plan_views: which views of a clip are wanted.
+        views: their sizes and areas.
+        photometric: their colours.
+        seed: of the run.
         resident: say where in the resident frames the views are, and leave cutting to the device.
+        reduced: decode frames at a part of their size where all views are so much smaller.
     """
 
-    def __init__(self, index: ClipIndex, recipe: Recipe, resident: bool = False) -> None:
+    def __init__(
+        self,
+        index: ClipIndex,
+        plan_views: PlanViews,
+        views: ViewsConfig,
+        photometric: PhotometricConfig,
+        seed: int,
+        *,
+        resident: bool = False,
+        reduced: bool = False,
+    ) -> None:
         self.index = index
-        self.recipe = recipe
+        self.plan_views = plan_views
+        self.views = views
+        self.photometric = photometric
+        self.seed = seed
         self.resident = resident
-        self.plan_views = load_method(recipe.method).plan_views
+        self.reduced = reduced
 
     def __getitem__(self, place: Place) -> Sample:
         position, progress = place
-        now = self.recipe.views.at(progress)
-        colours = self.recipe.photometric.scaled(now.global_size / self.recipe.views.global_size)
-        recipe = replace(self.recipe, views=now, photometric=colours)
-        rng = np.random.default_rng([recipe.run.seed, 1, position])
+        now = self.views.at(progress)
+        colours = self.photometric.scaled(now.global_size / self.views.global_size)
+        rng = np.random.default_rng([self.seed, 1, position])
         store, numbers = self.index[position]
-        views = self.plan_views(rng, store.size, recipe)
+        views = self.plan_views(rng, store.size, now)
         groups: dict[str, list[View]] = {}
         for view in views:
             groups.setdefault(view.group, []).append(view)
@@ -76,9 +93,9 @@ class ClipViews(Dataset[Sample]):
                 for group, found in groups.items()
             }
         else:
-            reduced = recipe.clips.reduced and store.pixels is None
+            reduced = self.reduced and store.pixels is None
             pixels = cut_all(lambda frame, *where: store.read(int(numbers[frame]), *where), views, now, reduced)
-        parameters = {group: draw_parameters(rng, found, recipe.photometric) for group, found in groups.items()}
+        parameters = {group: draw_parameters(rng, found, colours) for group, found in groups.items()}
         masks = {
             group: np.stack([view.mask for view in found if view.mask is not None])
             for group, found in groups.items()
@@ -92,18 +109,23 @@ class ClipViews(Dataset[Sample]):
 
 
 def load_batches(
-    index: ClipIndex, recipe: Recipe, schedule: Iterable[list[Place]], world: World
+    clips: ClipViews, schedule: Iterable[list[Place]], world: World, workers: int | None = None
 ) -> Generator[Sample, None, None]:
     """Yield this process's share of the batches that a schedule names.
 
     Close it when no more are taken: its workers, which heed no signal, end then.
+
+    Args:
+        clips: the samples.
+        schedule: their places, batch by batch.
+        world: this process among its peers.
+        workers: processes that load them; if not given, as many as this process has processors, less one, at most 16.
     """
-    in_memory = recipe.clips.in_memory
-    workers = recipe.run.workers
     if workers is None:
         workers = min(max(processors() // world.local_size - 1, 1), 16)
+    in_memory = clips.resident or any(store.pixels is not None for store in clips.index.stores)
     loader = DataLoader(
-        ClipViews(index, recipe, resident=in_memory == "device"),
+        clips,
         batch_sampler=schedule,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",

@@ -13,8 +13,8 @@ import yaml
 from training.common import distributed
 from training.common.distributed import World
 from training.data.clips import ClipIndex
-from training.data.loading import ClipViews
 from training.data.sheet import draw_sheet
+from training.engine.assembly import clip_views
 from training.recipes.recipe import Recipe, read_recipe
 from video_distilled_encoder.errors import InputError
 
@@ -35,7 +35,7 @@ def start_directory(
         "runs_before": before,
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    draw_sheet(ClipViews(index, recipe), range(min(8, len(index))), out / "views.png")
+    draw_sheet(clip_views(recipe, index), range(min(8, len(index))), out / "views.png")
 
 
 def hours_of(index: ClipIndex) -> float:

@@ -15,6 +15,7 @@ from training.data import photometric
 from training.data.clips import ClipIndex
 from training.data.loading import ClipViews, Place
 from training.data.sheet import draw_sheet
+from training.engine.assembly import clip_views
 from training.engine.plan import Phase, mean_cost
 from training.methods.base import Method
 from training.nn.distillation import chunk_of
@@ -36,11 +37,11 @@ def report(recipe: Recipe, index: ClipIndex, method: Method, config: ModelConfig
         bf16: whether the run would compute in bf16.
     """
     steps = recipe.run.total_steps(len(index))
-    clips = ClipViews(index, recipe)
+    clips = clip_views(recipe, index)
     draw_sheet(clips, range(min(8, len(index))), picture)
     memory = expected_memory(recipe, clips, method, config, bf16)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
-    flops = mean_cost(find_phases(clips, method, config))
+    flops = mean_cost(find_phases(recipe, clips, method, config))
     return (
         f"{recipe.to_yaml()}\n"
         f"{len(index.stores)} videos, {len(index)} clips; {steps} steps of {recipe.run.batch_size} clips\n"
@@ -90,10 +91,10 @@ def flops_per_clip(clips: ClipViews, method: Method, config: ModelConfig, progre
     return counter.get_total_flops() / 2
 
 
-def find_phases(clips: ClipViews, method: Method, config: ModelConfig) -> list[Phase]:
+def find_phases(recipe: Recipe, clips: ClipViews, method: Method, config: ModelConfig) -> list[Phase]:
     """Return the stretches of a run whose steps cost the same; the cost is the arithmetic of a clip."""
     method = deepcopy(method)  # whose running averages would move
-    ends = clips.recipe.phases()
+    ends = recipe.phases()
     return [Phase(end, flops_per_clip(clips, method, config, begin)) for begin, end in pairwise([0.0, *ends])]
 
 

@@ -16,9 +16,9 @@ from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import FrameStore, open_stores
-from training.data.loading import ClipViews
 from training.data.resident import ResidentFrames
 from training.engine import checkpoint, handover
+from training.engine.assembly import build_method, clip_views
 from training.engine.curves import plot_curves
 from training.engine.directory import check_out, hours_of, is_run, run_card, start_directory
 from training.engine.estimate import find_phases, report
@@ -26,7 +26,6 @@ from training.engine.initial_weights import start_from
 from training.engine.plan import Budget, Phase
 from training.engine.schedule import share_of_batch
 from training.engine.trainer import Trainer
-from training.methods import load_method
 from training.methods.base import Method
 from training.recipes.recipe import Recipe
 from video_distilled_encoder import Encoder
@@ -173,10 +172,12 @@ def train(
     if world.is_main:
         start_directory(out, recipe, index, world, before)
     distributed.wait_for_all()
-    phases = find_phases(ClipViews(index, recipe), method.to(world.device), config)
+    phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device), config)
     frames = load_frames(recipe, stores, world)
     distributed.wait_for_all()  # one machine may decode much longer than another
-    trainer = Trainer(recipe, method, index, config, out, world, phases, frames)
+    trainer = Trainer(
+        recipe, method, clip_views(recipe, index, resident=frames is not None), config, out, world, phases, frames
+    )
     if saved:
         trainer.resume(saved)
     budget = None if deadline is None else start_budget(deadline, phases, world)
@@ -239,10 +240,3 @@ def start_budget(deadline: float, phases: Sequence[Phase], world: World) -> Budg
             "before, with python -m training.extract"
         )
     return Budget(left, phases, wait=lambda: distributed.synchronize(world.device))
-
-
-def build_method(recipe: Recipe, config: ModelConfig) -> Method:
-    """Build student and teacher with random weights; the teacher starts equal to the student."""
-    student = config.build_backbone(drop_path_rate=recipe.backbone.drop_path)
-    teacher = config.build_backbone()
-    return load_method(recipe.method).Method(recipe, student, teacher)

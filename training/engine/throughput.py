@@ -18,12 +18,13 @@ from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import open_stores
-from training.data.loading import ClipViews, load_batches
+from training.data.loading import load_batches
 from training.data.resident import ResidentFrames
+from training.engine.assembly import build_method, clip_views
 from training.engine.estimate import find_phases
 from training.engine.log import read_log
 from training.engine.plan import Plan
-from training.engine.run import build_method, load_frames
+from training.engine.run import load_frames
 from training.engine.schedule import Schedule
 from training.engine.trainer import Trainer
 from training.recipes.recipe import Recipe
@@ -56,7 +57,8 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
 
 def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
     schedule = Schedule(recipe, Plan.of(recipe.run.total_steps(len(index))), 0, world)
-    with closing(load_batches(index, recipe, schedule, world)) as batches:
+    clips = clip_views(recipe, index, resident=recipe.clips.in_memory == "device")
+    with closing(load_batches(clips, schedule, world, recipe.run.workers)) as batches:
         for _ in islice(batches, _WARM_UP):
             pass
         start = time.perf_counter()
@@ -72,9 +74,10 @@ def time_training(
     config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
     method = build_method(recipe, config)
-    phases = find_phases(ClipViews(index, recipe), method.to(world.device), config)
+    clips = clip_views(recipe, index, resident=frames is not None)
+    phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device), config)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, method, index, config, Path(folder), world, phases, frames)
+        trainer = Trainer(recipe, method, clips, config, Path(folder), world, phases, frames)
         trainer.run()
         rows = read_log(trainer.log.path)[_WARM_UP:]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -15,8 +15,7 @@ from training.common import distributed, stop
 from training.common.distributed import World
 from training.common.monitors import bf16_peak, peak_memory
 from training.data import photometric
-from training.data.clips import ClipIndex
-from training.data.loading import Sample, load_batches
+from training.data.loading import ClipViews, Sample, load_batches
 from training.data.resident import ResidentFrames
 from training.engine.checkpoint import Checkpoint, CheckpointWriter
 from training.engine.log import Log, Step
@@ -35,7 +34,7 @@ _NEARLY_OVER = 0.9
 
 
 class Trainer:
-    """Trains a method on the clips of an index.
+    """Trains a method on clips.
 
     Each step: views to the device, photometrics, losses, gradients averaged over processes and clipped per tensor,
     AdamW, teacher's moving average. Nothing in it waits for the device but the log, every `run.log_every` steps.
@@ -43,7 +42,7 @@ class Trainer:
     Args:
         recipe: all settings.
         method: student, teacher and loss.
-        index: the clips.
+        clips: the samples, of all its places.
         model_config: mean and standard deviation of the pixels.
         out: the run directory; receives the log and `checkpoints/`.
         world: this process among its peers.
@@ -55,7 +54,7 @@ class Trainer:
         self,
         recipe: Recipe,
         method: Method,
-        index: ClipIndex,
+        clips: ClipViews,
         model_config: ModelConfig,
         out: Path,
         world: World,
@@ -65,7 +64,7 @@ class Trainer:
         self.recipe = recipe
         self.method = method.to(world.device).train()
         self.replica = distributed.replicate(self.method)
-        self.index = index
+        self.clips = clips
         self.phases = phases
         self.frames = frames
         self.mean = torch.tensor(model_config.mean, device=world.device)
@@ -73,7 +72,7 @@ class Trainer:
         self.world = world
         self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
         self.checkpoints = CheckpointWriter(out / "checkpoints", recipe.run.keep_checkpoints)
-        self.plan = Plan.of(recipe.run.total_steps(len(index)))
+        self.plan = Plan.of(recipe.run.total_steps(len(clips.index)))
         self.step = 0
         self.drop_paths = DropPaths(method.student, world.rank)
         self.optimizer = torch.optim.AdamW(
@@ -120,7 +119,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=not self.world.is_main,
         )
-        loading = closing(load_batches(self.index, self.recipe, schedule, self.world))
+        loading = closing(load_batches(self.clips, schedule, self.world, self.recipe.run.workers))
         with bar, self.checkpoints, loading as batches:
             while self.step < self.plan.steps and not self._any_process(stop.asked()):
                 self._train_step(batches, bar)

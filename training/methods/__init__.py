@@ -2,7 +2,7 @@
 
 A method's module has:
     Objective               a dataclass of its settings
-    plan_views(rng, size, recipe)   the views it wants of a clip whose frames have `size` (width, height)
+    plan_views(rng, size, spec)     the views it wants of a clip whose frames have `size` (width, height)
     Method                  a `training.methods.base.Method`: student, teacher and loss
 """
 

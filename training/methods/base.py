@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from training.common import distributed
 from training.common.monitors import Stopwatch
+from training.data.clips import ClipsConfig
+from training.data.views import ViewsConfig
 from training.nn.balance import Balance, TargetKind
 from training.nn.distillation import distill
 from training.nn.heads import HeadConfig, ProjectionHead
@@ -49,6 +51,16 @@ class DistillationObjective:
     def phases(self) -> list[float]:
         """Return where in the run, by its progress, its steps begin to cost something else."""
         return []
+
+
+class Spec(NamedTuple):
+    """What a method is told of a recipe."""
+
+    objective: Any
+    """Its own settings."""
+    clips: ClipsConfig
+    views: ViewsConfig
+    """With the sizes now in force."""
 
 
 class Losses(NamedTuple):

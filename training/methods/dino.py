@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from training.data.views import View, pre_crop, random_box
-from training.methods.base import DistillationObjective, Losses, Tower
+from training.methods.base import DistillationObjective, Losses, Spec, Tower
 from training.methods.base import Method as BaseMethod
 from video_distilled_encoder.errors import InputError
-
-if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -33,11 +29,11 @@ class Objective(DistillationObjective):
     """Settings of the method: those of every self-distillation."""
 
 
-def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
+def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
     """Return two global views, in DINO's two styles, and `views.local_views` local views."""
-    config = recipe.views
+    config = spec.views
     frame, region = pre_crop(rng, size, config)
-    last = recipe.clips.frames - 1
+    last = spec.clips.frames - 1
 
     def flip() -> bool:
         return bool(rng.random() < config.flip)
@@ -56,10 +52,10 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
 class Method(BaseMethod):
     """Cross-entropy of class tokens between views."""
 
-    def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
-        objective: Objective = recipe.objective
-        if recipe.clips.frames not in (1, 2):
-            raise InputError(f"dino takes clips of 1 frame, or 2 for time-aug; clips.frames is {recipe.clips.frames}")
+    def __init__(self, spec: Spec, student: VisionTransformer, teacher: VisionTransformer) -> None:
+        objective: Objective = spec.objective
+        if spec.clips.frames not in (1, 2):
+            raise InputError(f"dino takes clips of 1 frame, or 2 for time-aug; clips.frames is {spec.clips.frames}")
         super().__init__(objective, Tower(student, objective.head), Tower(teacher, objective.head))
 
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +20,9 @@ from torch import Tensor, nn
 
 from training.data.views import PATCH, View
 from training.methods import dino
-from training.methods.base import DistillationObjective, Losses, Tower
+from training.methods.base import DistillationObjective, Losses, Spec, Tower
 from training.methods.base import Method as BaseMethod
 from video_distilled_encoder.errors import InputError
-
-if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,11 @@ class Objective(DistillationObjective):
             raise InputError("objective.mask_probability must lie in [0, 1] and .mask_share be 0 < low <= high < 1")
 
 
-def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
+def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
     """Return DINO's views, the global ones with their masks."""
-    objective: Objective = recipe.objective
-    side = recipe.views.global_size // PATCH
-    views = dino.plan_views(rng, size, recipe)
+    objective: Objective = spec.objective
+    side = spec.views.global_size // PATCH
+    views = dino.plan_views(rng, size, spec)
     for number in range(2):
         share = rng.uniform(*objective.mask_share) if rng.random() < objective.mask_probability else 0.0
         views[number] = views[number]._replace(mask=block_mask(rng, side, round(share * side * side)).ravel())
@@ -95,10 +91,10 @@ class Method(BaseMethod):
 
     student: Student
 
-    def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
-        objective: Objective = recipe.objective
-        if recipe.clips.frames not in (1, 2):
-            raise InputError(f"ibot takes clips of 1 frame, or 2 for time-aug; clips.frames is {recipe.clips.frames}")
+    def __init__(self, spec: Spec, student: VisionTransformer, teacher: VisionTransformer) -> None:
+        objective: Objective = spec.objective
+        if spec.clips.frames not in (1, 2):
+            raise InputError(f"ibot takes clips of 1 frame, or 2 for time-aug; clips.frames is {spec.clips.frames}")
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.patch_weight = objective.patch_weight
         self.mask_share = objective.mask_share

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from training.data.views import PATCH, View, pre_crop, random_box
-from training.methods.base import DistillationObjective, Losses, Tower
+from training.methods.base import DistillationObjective, Losses, Spec, Tower
 from training.methods.base import Method as BaseMethod
 from training.nn.heads import Predictor, PredictorConfig
 from video_distilled_encoder.errors import InputError
-
-if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -75,15 +72,15 @@ def future_frames(objective: Objective, frames: int) -> range:
     return range(1 if objective.teacher_frames == "future" else frames - 1, frames)
 
 
-def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> list[View]:
+def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
     """Return the views of a clip: one global view per frame, all of one region, then the local views frame by frame."""
-    config, objective = recipe.views, recipe.objective
+    config, objective = spec.views, spec.objective
     frame, cropped = pre_crop(rng, size, config)
     region = random_box(rng, cropped, config.global_area)
     flip = bool(rng.random() < config.flip)
     mask = sample_patches(rng, (config.global_size // PATCH) ** 2, objective.patch_share)
     views = []
-    for number in range(recipe.clips.frames):
+    for number in range(spec.clips.frames):
         if not config.flip_shared:
             flip = bool(rng.random() < config.flip)
         style = objective.frame_styles
@@ -91,7 +88,7 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) 
             style = ("view1", "view2")[rng.integers(2)]
         views.append(View("global", number, region, flip, style, mask))
     source = cropped if config.local_from == "pre_crop" else frame
-    for number in future_frames(objective, recipe.clips.frames):
+    for number in future_frames(objective, spec.clips.frames):
         for _ in range(config.local_views):
             box = random_box(rng, source, config.local_area)
             views.append(View("local", number, box, bool(rng.random() < config.flip), "local"))
@@ -120,13 +117,13 @@ class Method(BaseMethod):
 
     student: Student
 
-    def __init__(self, recipe: Recipe, student: VisionTransformer, teacher: VisionTransformer) -> None:
-        objective: Objective = recipe.objective
-        if recipe.clips.frames < 2:
-            raise InputError(f"vfd predicts the next frame: clips.frames must be at least 2, got {recipe.clips.frames}")
+    def __init__(self, spec: Spec, student: VisionTransformer, teacher: VisionTransformer) -> None:
+        objective: Objective = spec.objective
+        if spec.clips.frames < 2:
+            raise InputError(f"vfd predicts the next frame: clips.frames must be at least 2, got {spec.clips.frames}")
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.objective = objective
-        self.frames = future_frames(objective, recipe.clips.frames)
+        self.frames = future_frames(objective, spec.clips.frames)
 
     def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""

@@ -17,7 +17,7 @@ from training.data.frame_store import ExtractConfig
 from training.data.photometric import PhotometricConfig
 from training.data.views import ViewsConfig
 from training.methods import load_method
-from training.methods.base import DistillationObjective
+from training.methods.base import DistillationObjective, Spec
 from video_distilled_encoder.errors import InputError, MissingExtra
 
 RECIPES = Path(__file__).parent
@@ -134,6 +134,11 @@ class Recipe:
     """The method's own settings, its `Objective`."""
     optimizer: OptimizerConfig
     run: RunConfig
+
+    @property
+    def spec(self) -> Spec:
+        """What the method is told."""
+        return Spec(self.objective, self.clips, self.views)
 
     def phases(self) -> list[float]:
         """Return where in the run, by its progress, its steps begin to cost something else, its end last."""

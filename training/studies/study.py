@@ -16,11 +16,10 @@ from training.common.yaml_files import find_file, read_as
 from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, open_stores
-from training.data.loading import ClipViews
 from training.engine import handover
+from training.engine.assembly import build_method, clip_views
 from training.engine.estimate import find_phases
 from training.engine.plan import mean_cost
-from training.engine.run import build_method
 from training.evaluation.evidence import Subject, read_figure
 from training.evaluation.statistics.comparison import cell
 from training.recipes.recipe import Recipe, read_recipe
@@ -143,7 +142,7 @@ def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
     """Return the floating-point operations of one clip, on the average of the run."""
     index = ClipIndex(stores, recipe.clips, recipe.run.seed)
     config = ModelConfig(architecture=recipe.backbone.architecture)
-    return mean_cost(find_phases(ClipViews(index, recipe), build_method(recipe, config), config))
+    return mean_cost(find_phases(recipe, clip_views(recipe, index), build_method(recipe, config), config))
 
 
 def chained(recipe: Recipe, run: Path) -> Recipe:

@@ -5,7 +5,8 @@ import torch
 from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.frame_store import ExtractConfig, FrameStore, extract_video
-from training.data.loading import ClipViews, Place, load_batches
+from training.data.loading import Place, load_batches
+from training.engine.assembly import clip_views
 from training.engine.plan import Plan
 from training.engine.schedule import Schedule
 from training.recipes.recipe import read_recipe
@@ -20,7 +21,8 @@ def store(clip, tmp_path_factory):
 def batches(store, recipe, rank=0, size=1, start=0, steps=3):
     index = ClipIndex([store], recipe.clips, recipe.run.seed)
     world = World(rank, size, rank, torch.device("cpu"))
-    return list(load_batches(index, recipe, Schedule(recipe, Plan.of(steps), start, world), world))
+    schedule = Schedule(recipe, Plan.of(steps), start, world)
+    return list(load_batches(clip_views(recipe, index), schedule, world, recipe.run.workers))
 
 
 def equal(one, other):
@@ -32,7 +34,7 @@ def equal(one, other):
 def test_a_sample_is_a_function_of_seed_and_place_alone(store):
     recipe = read_recipe("smoke")
     index = ClipIndex([store], recipe.clips, recipe.run.seed)
-    clips = ClipViews(index, recipe)
+    clips = clip_views(recipe, index)
     forward = [clips[Place(position, 0.5)] for position in range(6)]
     backward = [clips[Place(position, 0.5)] for position in reversed(range(6))][::-1]
     assert all(equal(a, b) for a, b in zip(forward, backward, strict=True))

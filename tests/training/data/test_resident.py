@@ -12,6 +12,7 @@ from training.data.frame_store import ExtractConfig, FrameStore, extract_video
 from training.data.loading import load_batches
 from training.data.resident import ResidentFrames, bicubic_weights
 from training.data.views import ViewsConfig, cut
+from training.engine.assembly import clip_views
 from training.engine.plan import Plan
 from training.engine.run import pretrain
 from training.engine.schedule import Schedule
@@ -97,7 +98,8 @@ def test_views_and_colours_are_those_that_workers_cut(clip, tmp_path):
         frames = ResidentFrames([store], CPU) if where != "false" else None
         world = World(0, 1, 0, CPU)
         schedule = Schedule(recipe, Plan.of(2), 0, world)
-        batches[where] = list(load_batches(ClipIndex([store], recipe.clips, 0), recipe, schedule, world))
+        clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0), resident=where == "device")
+        batches[where] = list(load_batches(clips, schedule, world, recipe.run.workers))
     for disk, memory, device in zip(*batches.values(), strict=True):
         for group, views in disk["views"].items():
             assert torch.equal(memory["views"][group], views)
@@ -125,6 +127,7 @@ def test_blur_is_in_proportion_to_the_views(clip, tmp_path):
     store = FrameStore(extract_video(clip, tmp_path, recipe.extract))
     world = World(0, 1, 0, CPU)
     schedule = Schedule(recipe, Plan.of(2), 0, world)
-    low, full = load_batches(ClipIndex([store], recipe.clips, 0), recipe, schedule, world)
+    clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
+    low, full = load_batches(clips, schedule, world, recipe.run.workers)
     widest = recipe.photometric.blur_sigma[1]
     assert 0 < low["photometric"]["local"][..., 9].max() <= widest / 2 < full["photometric"]["local"][..., 9].max()

@@ -37,7 +37,7 @@ def reader(frames):
 def test_the_global_crop_is_the_same_region_in_all_frames(seed):
     recipe = read_recipe("smoke", ["--views.flip=1.0" if seed % 2 else "--views.flip=0.0"])
     frames = coordinate_frames()
-    views = plan_views(np.random.default_rng(seed), (240, 180), recipe)
+    views = plan_views(np.random.default_rng(seed), (240, 180), recipe.spec)
     read, regions = reader(frames)
     crops = cut_all(read, views, recipe.views)["global"].numpy()
     assert crops.shape == (3, 3, 64, 64)
@@ -90,7 +90,7 @@ def test_boxes_nest_and_have_the_areas_asked_for():
     recipe = read_recipe("vfd-vits16")
     width, height = 1920, 1080
     for seed in range(200):
-        views = plan_views(np.random.default_rng(seed), (width, height), recipe)
+        views = plan_views(np.random.default_rng(seed), (width, height), recipe.spec)
         region = views[0].box
         share = region.width * region.height / (width * height)
         assert 0.05 * 0.4 * 0.95 < share < 0.20 * 1.05
@@ -106,17 +106,17 @@ def test_boxes_nest_and_have_the_areas_asked_for():
 
 def test_flip_is_shared_by_default_and_can_be_drawn_per_frame():
     recipe = read_recipe("vfd-vits16")
-    flips = [[v.flip for v in plan_views(np.random.default_rng(s), (640, 360), recipe)[:3]] for s in range(60)]
+    flips = [[v.flip for v in plan_views(np.random.default_rng(s), (640, 360), recipe.spec)[:3]] for s in range(60)]
     assert all(len(set(row)) == 1 for row in flips)
     assert 10 < sum(row[0] for row in flips) < 50
     recipe = replace(recipe, views=replace(recipe.views, flip_shared=False))
-    flips = [[v.flip for v in plan_views(np.random.default_rng(s), (640, 360), recipe)[:3]] for s in range(60)]
+    flips = [[v.flip for v in plan_views(np.random.default_rng(s), (640, 360), recipe.spec)[:3]] for s in range(60)]
     assert any(len(set(row)) == 2 for row in flips)
 
 
 def test_teacher_frames_last_takes_locals_from_the_last_frame_only():
     recipe = read_recipe("vfd-vits16", ["--objective.teacher_frames=last"])
-    views = plan_views(np.random.default_rng(0), (640, 360), recipe)
+    views = plan_views(np.random.default_rng(0), (640, 360), recipe.spec)
     assert {view.frame for view in views if view.group == "local"} == {2}
 
 

@@ -6,9 +6,8 @@ from timm.models.vision_transformer import Attention
 
 from training.data.clips import ClipIndex
 from training.data.frame_store import ExtractConfig, FrameStore, extract_video
-from training.data.loading import ClipViews
+from training.engine.assembly import build_method, clip_views
 from training.engine.estimate import expected_memory, flops_per_clip
-from training.engine.run import build_method
 from training.pretrain import main
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import ModelConfig
@@ -32,7 +31,7 @@ def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tm
 def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path, batch):
     recipe = read_recipe("smoke", [f"--run.batch_size={batch}", "--backbone.drop_path=0.0"])
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
-    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe)
+    clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
     config = ModelConfig(architecture=recipe.backbone.architecture)
     method = build_method(recipe, config)
     memory = expected_memory(recipe, clips, method, config, bf16=False)
@@ -54,7 +53,7 @@ def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path,
 def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
     recipe = read_recipe("smoke")
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
-    clips = ClipViews(ClipIndex([store], recipe.clips, 0), recipe)
+    clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
     config = ModelConfig(architecture=recipe.backbone.architecture)
     method = build_method(recipe, config)
     forward = {"student": 0.0, "teacher": 0.0}

@@ -15,9 +15,9 @@ from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.frame_store import extract_video, open_stores
 from training.data.loading import load_batches
+from training.engine.assembly import build_method, clip_views
 from training.engine.log import Log, Step
 from training.engine.plan import Budget, Phase, Plan
-from training.engine.run import build_method
 from training.engine.schedule import Schedule
 from training.engine.trainer import Trainer, clip_each
 from training.nn.schedules import cosine, linear_warmup, warmup_cosine
@@ -86,10 +86,11 @@ SMALL = [
 def trainer_and_sample(clip, folder, device, *settings, recipe="smoke"):
     recipe = read_recipe(recipe, [f"--run.device={device}", *SMALL, *settings])
     index = ClipIndex(open_stores({extract_video(clip, folder, recipe.extract): "videos"}), recipe.clips, 0)
+    clips = clip_views(recipe, index)
     config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
-    trainer = Trainer(recipe, build_method(recipe, config), index, config, folder, world, [Phase(1.0, 1e9)])
-    return trainer, next(load_batches(index, recipe, Schedule(recipe, Plan.of(2), 0, world), world))
+    trainer = Trainer(recipe, build_method(recipe, config), clips, config, folder, world, [Phase(1.0, 1e9)])
+    return trainer, next(load_batches(clips, Schedule(recipe, Plan.of(2), 0, world), world, recipe.run.workers))
 
 
 @pytest.mark.parametrize("recipe", ["smoke", "release", "vfd-dense", "dino-time-aug", "ibot"])
@@ -159,7 +160,7 @@ class Clocked(Trainer):
     """A trainer whose steps take no time but on a clock of its own."""
 
     def __init__(self, recipe, step_seconds):
-        self.recipe, self.index, self.step_seconds = recipe, None, step_seconds
+        self.recipe, self.clips, self.step_seconds = recipe, None, step_seconds
         self.world = World(0, 1, 0, torch.device("cpu"))
         self.plan, self.step, self.now = Plan.of(10), 0, 0.0
         self.log, self.checkpoints = SimpleNamespace(cut=lambda step: None), nullcontext()
@@ -176,7 +177,7 @@ class Clocked(Trainer):
         self.saved.append(self.plan)
 
 
-def draw_ahead(index, recipe, schedule, world, ahead=24):
+def draw_ahead(clips, schedule, world, workers, ahead=24):
     """Yield batches as a loader does whose workers are some batches ahead."""
     batches = iter(schedule)
     drawn = deque(next(batches) for _ in range(ahead))

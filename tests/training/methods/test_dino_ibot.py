@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from training.common.yaml_files import names_in
-from training.data.loading import ClipViews, Place
-from training.engine.run import build_method
+from training.data.loading import Place
+from training.engine.assembly import build_method, clip_views
 from training.methods import ibot, load_method, method_names
 from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import InputError, ModelConfig
@@ -146,10 +146,10 @@ def test_block_masks_have_the_size_asked_for_and_are_blocks(count):
 
 def test_time_aug_takes_views_from_both_frames():
     recipe = read_recipe("dino-time-aug")
-    views = load_method("dino").plan_views(np.random.default_rng(0), (640, 360), recipe)
+    views = load_method("dino").plan_views(np.random.default_rng(0), (640, 360), recipe.spec)
     assert [view.frame for view in views] == [0, 1] + [0] * 4 + [1] * 4
     assert [view.style for view in views[:2]] == ["view1", "view2"]
-    single = load_method("dino").plan_views(np.random.default_rng(0), (640, 360), read_recipe("dino-frames"))
+    single = load_method("dino").plan_views(np.random.default_rng(0), (640, 360), read_recipe("dino-frames").spec)
     assert {view.frame for view in single} == {0}
     assert max(view.box.width * view.box.height for view in single[:2]) > 0.4 * 640 * 360 * 0.9
 
@@ -168,7 +168,7 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
             frame = np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8)
             return frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
-    sample = ClipViews(OneClip(), recipe)[Place(0, 0.5)]
+    sample = clip_views(recipe, OneClip())[Place(0, 0.5)]
     views = {group: view[None].double() / 255 for group, view in sample["views"].items()}
     views |= {f"{group}_mask": mask[None] for group, mask in sample["masks"].items()}
     total, metrics = method(views, progress=0.5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.engine.run import build_method
+from training.engine.assembly import build_method
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import ModelConfig
 
