@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from training.data import photometric
+from training.data.batch import Batch, augment
 from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import open_stores
-from training.data.loading import Place, Sample
+from training.data.loading import Place
 from training.engine.assembly import clip_views
 from training.methods.vfd import plan_views
 from training.recipes.recipe import Recipe, read_recipe
@@ -53,13 +53,11 @@ class UsualLoader:
         archive = self.archives.setdefault(store.path, zipfile.ZipFile(store.path))
         frames = [Image.open(io.BytesIO(archive.read(f"{n:06d}.jpg"))).convert("RGB") for n in numbers]
         views = plan_views(np.random.default_rng(position), frames[0].size, self.recipe.spec)
-        sizes = {"global": self.recipe.views.global_size, "local": self.recipe.views.local_size}
         out = []
         for view in views:
             left, top, width, height = view.box
-            side = [sizes[view.group]] * 2
             crop = v2.functional.resized_crop(
-                frames[view.frame], top, left, height, width, side, InterpolationMode.BICUBIC
+                frames[view.frame], top, left, height, width, list(view.size), InterpolationMode.BICUBIC
             )
             out.append(self.finish(v2.functional.horizontal_flip(crop) if view.flip else crop))
         return out
@@ -69,7 +67,7 @@ class Ours:
     def __init__(self, index: ClipIndex, recipe: Recipe) -> None:
         self.clips = clip_views(recipe, index)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int) -> Batch:
         return self.clips[Place(position, 1.0)]
 
 
@@ -79,12 +77,8 @@ class OursWithColours:
     def __init__(self, clips: Ours) -> None:
         self.clips = clips
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        sample = self.clips[position]
-        return {
-            group: photometric.apply(views[None], sample["photometric"][group][None], *map(torch.tensor, IMAGENET))
-            for group, views in sample["views"].items()
-        }
+    def __getitem__(self, position: int) -> Batch:
+        return augment(self.clips[position], *map(torch.tensor, IMAGENET))
 
 
 def clips_per_second(loader, count: int) -> float:

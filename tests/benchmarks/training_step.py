@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.common import distributed
-from training.data.loading import Sample
 from training.engine.assembly import build_method
 from training.engine.plan import Phase
 from training.engine.trainer import Trainer
@@ -48,31 +47,28 @@ def make_views(recipe: Recipe, device: str) -> dict[str, Tensor]:
 
 
 def ours(recipe: Recipe, device: str) -> Step:
-    config, world = ModelConfig(), distributed.start(device)
+    world = distributed.start(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             recipe,
-            build_method(recipe, config),
-            SimpleNamespace(index=range(1000)),
-            config,
+            build_method(recipe),
+            SimpleNamespace(index=SimpleNamespace(samples=1000)),
             Path(folder),
             world,
             [Phase(1.0, 1.0)],
         )
     trainer.set_schedules()
-    empty = {}
+    trainer.augment = lambda batch: batch  # it is left out
 
     def step(views: dict[str, Tensor]) -> None:
-        # augmentation is left out: what would be the sample's views are the step's
-        trainer.augment = lambda sample: views
-        trainer.optimize(Sample(views=empty, photometric=empty, masks=empty), 0.996)
+        trainer.optimize({group: {"pixels": pixels} for group, pixels in views.items()})
 
     return step
 
 
 def textbook_vfd(recipe: Recipe, device: str) -> Step:
     """Equations 1 and 2 as they are read: frame by frame, all logits, and DINO's loops over parameters."""
-    method = build_method(recipe, ModelConfig()).to(device).train()
+    method = build_method(recipe).to(device).train()
     student, teacher, objective = method.student, method.teacher, recipe.objective
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, weight_decay=0.04)
     centers = torch.zeros(2, objective.head.prototypes, device=device)
@@ -108,7 +104,7 @@ def textbook_vfd(recipe: Recipe, device: str) -> Step:
 
 def textbook_dino(recipe: Recipe, device: str) -> Step:
     """DINO as its paper's pseudocode has it, with multi-crop."""
-    method = build_method(recipe, ModelConfig()).to(device).train()
+    method = build_method(recipe).to(device).train()
     student, teacher, objective = method.student, method.teacher, recipe.objective
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, weight_decay=0.04)
     center = torch.zeros(objective.head.prototypes, device=device)

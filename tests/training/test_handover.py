@@ -26,7 +26,7 @@ def run(clip, tmp_path_factory):
 
 def method_with(*settings, seed=9):
     torch.manual_seed(seed)
-    return build_method(read_recipe("smoke", settings), CONFIG)
+    return build_method(read_recipe("smoke", settings))
 
 
 def test_all_that_was_learnt_comes_back_in_half_precision(run):
@@ -84,8 +84,10 @@ def test_a_run_that_was_cut_short_tells_as_much_as_it_has_done(run, tmp_path):
 
 def test_a_run_of_a_chain_goes_on_with_the_order_of_the_clips(run, clip, tmp_path, monkeypatch):
     seen = []
-    read = ClipViews.__getitem__
-    monkeypatch.setattr(ClipViews, "__getitem__", lambda self, place: seen.append(place.position) or read(self, place))
+    draw = ClipViews._draw
+    monkeypatch.setattr(
+        ClipViews, "_draw", lambda self, place, size: seen.append(place.position) or draw(self, place, size)
+    )
     recipe = read_recipe("smoke", ["--run.steps=2", "--run.checkpoint_every=1", f"--run.init_from={run / 'handover'}"])
     pretrain([clip], tmp_path / "second", recipe, frames=run.parent / "frames")
     first = [*range(8), 0, 0]  # of the sheet, and those whose arithmetic is counted

@@ -18,7 +18,7 @@ from training.engine.log import read_log
 from training.engine.run import pretrain
 from training.pretrain import main
 from training.recipes.recipe import RECIPES, read_recipe
-from video_distilled_encoder import Encoder, InputError, ModelConfig
+from video_distilled_encoder import Encoder, InputError
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_a_run_starts_from_a_timm_vit_by_name_or_file(timm_in_cache, recwarn):
     model, weights = timm_in_cache
     recipe = read_recipe("smoke", ["--backbone.architecture=vit_tiny_patch16_224"])
     for name in ("timm/vit_tiny_patch16_224.some_weights", str(weights)):
-        method = build_method(recipe, ModelConfig(architecture="vit_tiny_patch16_224"))
+        method = build_method(recipe)
         start_from(name, method)
         for tower in (method.student, method.teacher):
             assert torch.equal(tower.backbone.blocks[7].mlp.fc1.weight, model.blocks[7].mlp.fc1.weight)
@@ -299,7 +299,7 @@ def test_a_run_starts_from_a_timm_vit_by_name_or_file(timm_in_cache, recwarn):
 def test_half_precision_weights_are_trained_in_single_precision(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "half", dtype=torch.float16)
     recipe = read_recipe("smoke", ["--backbone.architecture=vit_tiny_patch16_224"])
-    method = build_method(recipe, ModelConfig(architecture="vit_tiny_patch16_224"))
+    method = build_method(recipe)
     start_from(str(tmp_path / "half"), method)
     assert {parameter.dtype for parameter in method.parameters()} == {torch.float32}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,21 @@ class ClipsConfig:
         if not 0 <= self.balance <= 1:
             raise InputError(f"clips.balance is 0 to 1, got {self.balance}")
 
+    def regular(self) -> ClipSpec:
+        """Return the clips of `frames` frames, `stride` apart."""
+        return ClipSpec(tuple(self.stride * number for number in range(self.frames)))
+
+
+class ClipSpec(NamedTuple):
+    """Which clips a method wants."""
+
+    offsets: tuple[float, ...]
+    """Seconds of the frames from the first, whose offset is 0, ascending."""
+    gap: tuple[float, float] | None = None
+    """One more frame: so many seconds after the last, drawn anew for every clip."""
+    draws: int = 1
+    """Samples that are made of a clip each time it is decoded, one after another."""
+
 
 class ClipIndex:
     """All clips of several videos.
@@ -45,25 +60,36 @@ class ClipIndex:
     it must lie within half a frame interval of where it should be, so variable frame rates and gaps are handled. No
     clip leaves its video or crosses a cut.
 
+    Args:
+        stores: the videos.
+        config: settings.
+        seed: of the order.
+        spec: the frames of a clip; those of the settings if it is not given.
+
     Raises:
         InputError: no video is long enough.
     """
 
-    def __init__(self, stores: Sequence[FrameStore], config: ClipsConfig, seed: int) -> None:
+    def __init__(
+        self, stores: Sequence[FrameStore], config: ClipsConfig, seed: int, spec: ClipSpec | None = None
+    ) -> None:
         self.stores = stores
         self.seed = seed
         self.balance = config.balance
-        rows = [clip_frames(store.times, store.shots, config) for store in stores]
-        self.frames = np.concatenate(rows) if rows else np.zeros((0, config.frames), dtype=np.int64)
-        """(clips, K) frame numbers."""
+        self.spec = spec or config.regular()
+        furthest = self.spec.offsets
+        if self.spec.gap:
+            furthest = (*furthest, furthest[-1] + self.spec.gap[1])
+        rows = [clip_frames(store.times, store.shots, furthest) for store in stores]
+        self.frames = np.concatenate(rows) if rows else np.zeros((0, len(furthest)), dtype=np.int64)
+        """(clips, K) frame numbers, with the largest gap if that is drawn."""
         self.videos = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         """(clips,) the store each clip is from."""
         if len(self.frames) == 0:
             longest = max((store.times[-1] for store in stores if len(store)), default=0.0)
-            need = (config.frames - 1) * config.stride
             raise InputError(
-                f"no video is long enough: a clip of {config.frames} frames at a stride of {config.stride:g} s spans "
-                f"{need:g} s, and the longest video has {longest:.2f} s; change clips.stride or give longer videos"
+                f"no video is long enough: a clip's {len(furthest)} frames span {furthest[-1]:g} s, and the longest "
+                f"video has {longest:.2f} s; change clips.stride or give longer videos"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
@@ -73,12 +99,34 @@ class ClipIndex:
     def __getitem__(self, position: int) -> tuple[FrameStore, np.ndarray]:
         """Return the store and the (K,) frame numbers of the clip at `position` of the run.
 
-        Position p is clip p mod n of a fresh shuffle in epoch p div n: of all n clips, or, where folders are balanced,
-        of n clips of which each folder has its share.
+        With one sample a clip, position p is clip p mod n of a fresh shuffle in epoch p div n: of all n clips, or,
+        where folders are balanced, of n clips of which each folder has its share.
         """
-        epoch, index = divmod(position, len(self))
+        number = self.number_of(position)
+        epoch, index = divmod(number, len(self))
         clip = self._order(epoch)[index]
-        return self.stores[self.videos[clip]], self.frames[clip]
+        store, frames = self.stores[self.videos[clip]], self.frames[clip]
+        if self.spec.gap:
+            gap = np.random.default_rng([self.seed, 2, number]).uniform(*self.spec.gap)
+            last = nearest(store.times, store.times[frames[-2]] + gap)
+            frames = np.append(frames[:-1], max(last, frames[-2] + 1))
+        return store, frames
+
+    def number_of(self, position: int) -> int:
+        """Return which of the run's clips the sample at a position is made of."""
+        return position // self.spec.draws
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self) * self.spec.draws
+
+    def offsets(self) -> list[float]:
+        """Return the mean seconds of a clip's frames from its first, as the videos have them."""
+        times = np.concatenate([store.times for store in self.stores])
+        begins = np.cumsum([0, *(len(store) for store in self.stores[:-1])])
+        seconds = times[self.frames + begins[self.videos][:, None]]
+        return (seconds - seconds[:, :1]).mean(0).tolist()
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_order"}
@@ -112,23 +160,28 @@ class ClipIndex:
         return np.diff(ends, prepend=0).tolist()
 
 
-def clip_frames(times: np.ndarray, shots: np.ndarray, config: ClipsConfig) -> np.ndarray:
+def clip_frames(times: np.ndarray, shots: np.ndarray, offsets: Sequence[float]) -> np.ndarray:
     """Return the (clips, K) frame numbers of all clips of a video.
 
     Args:
         times: (T,) seconds of its frames, ascending.
         shots: (T,) number of the shot each frame belongs to.
-        config: frames and stride.
+        offsets: (K,) seconds of a clip's frames from its first.
     """
-    if len(times) < config.frames:
-        return np.zeros((0, config.frames), dtype=np.int64)
+    if len(times) < len(offsets):
+        return np.zeros((0, len(offsets)), dtype=np.int64)
     tolerance = 0.51 * float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    wanted = times[:, None] + config.stride * np.arange(config.frames)[None]
+    wanted = times[:, None] + np.asarray(offsets)
+    found = nearest(times, wanted)
+    close = np.abs(times[found] - wanted) <= tolerance
+    distinct = (np.diff(found, axis=1) > 0).all(axis=1)
+    one_shot = (shots[found] == shots[found[:, :1]]).all(axis=1)
+    return found[close.all(axis=1) & distinct & one_shot]
+
+
+def nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return for each of some seconds the number of the frame that is nearest, the earlier one of two."""
     right = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
     left = right - 1
     right = np.minimum(right, len(times) - 1)
-    nearest = np.where(wanted - times[left] <= times[right] - wanted, left, right)
-    close = np.abs(times[nearest] - wanted) <= tolerance
-    distinct = (np.diff(nearest, axis=1) > 0).all(axis=1)
-    one_shot = (shots[nearest] == shots[nearest[:, :1]]).all(axis=1)
-    return nearest[close.all(axis=1) & distinct & one_shot]
+    return np.where(wanted - times[left] <= times[right] - wanted, left, right)

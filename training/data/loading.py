@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable
-from typing import NamedTuple, TypedDict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import groupby, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,21 +15,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.common.distributed import World
 from training.common.machine import processors
+from training.data.batch import Batch, collate
 from training.data.clips import ClipIndex
 from training.data.photometric import PhotometricConfig, draw_parameters
 from training.data.resident import table_of
 from training.data.views import View, ViewsConfig, cut_all
-
-
-class Sample(TypedDict):
-    """Views of a clip; batched, each tensor gets a leading batch dimension."""
-
-    views: dict[str, Tensor]
-    """Per group (n, 3, size, size) uint8; where the device cuts them, (n, 7) int64, see `resident.table_of`."""
-    photometric: dict[str, Tensor]
-    """Per group (n, 11) float32, see `training.data.photometric.draw_parameters`."""
-    masks: dict[str, Tensor]
-    """Per group whose views have masks, (n, patches) bool."""
 
 
 class Place(NamedTuple):
@@ -38,13 +29,15 @@ class Place(NamedTuple):
     """Number of the sample, from 0."""
     progress: float
     """Share of the run that is over at its step: some settings change with it."""
+    step: int = 0
+    """Number of its step."""
 
 
 PlanViews = Callable[[np.random.Generator, tuple[int, int], ViewsConfig], list[View]]
 """Says which views are wanted of a clip whose frames have a size (width, height), with the settings now in force."""
 
 
-class ClipViews(Dataset[Sample]):
+class ClipViews(Dataset[Batch]):
     """The sample at a place of a run: what it shows depends on nothing but the seed and the place.
 
     Args:
@@ -76,41 +69,54 @@ class ClipViews(Dataset[Sample]):
         self.resident = resident
         self.reduced = reduced
 
-    def __getitem__(self, place: Place) -> Sample:
-        position, progress = place
-        now = self.views.at(progress)
-        colours = self.photometric.scaled(now.global_size / self.views.global_size)
-        rng = np.random.default_rng([self.seed, 1, position])
-        store, numbers = self.index[position]
-        views = self.plan_views(rng, store.size, now)
-        groups: dict[str, list[View]] = {}
-        for view in views:
-            groups.setdefault(view.group, []).append(view)
+    def __getitem__(self, place: Place) -> Batch:
+        return self._samples([place])[0]
+
+    def __getitems__(self, places: Sequence[Place]) -> list[Batch]:
+        """Return the samples of a batch; those of one clip, which follow one another, share what is read of it."""
+        clips = groupby(places, key=lambda place: self.index.number_of(place.position))
+        return [sample for _, found in clips for sample in self._samples(list(found))]
+
+    def _samples(self, places: Sequence[Place]) -> list[Batch]:
+        """Return several samples of one clip."""
+        store, numbers = self.index[places[0].position]
+        drawn = [self._draw(place, store.size) for place in places]
+        views = [view for found, _ in drawn for view in found]
         if self.resident:
-            first = store.first_resident
-            pixels = {
-                group: table_of(found, [first + int(numbers[view.frame]) for view in found], now.size_of(group))
-                for group, found in groups.items()
-            }
+            pixels = [*table_of(views, [store.first_resident + int(numbers[view.frame]) for view in views])]
         else:
             reduced = self.reduced and store.pixels is None
-            pixels = cut_all(lambda frame, *where: store.read(int(numbers[frame]), *where), views, now, reduced)
-        parameters = {group: draw_parameters(rng, found, colours) for group, found in groups.items()}
-        masks = {
-            group: np.stack([view.mask for view in found if view.mask is not None])
-            for group, found in groups.items()
-            if found[0].mask is not None
+            pixels = cut_all(lambda frame, *where: store.read(int(numbers[frame]), *where), views, reduced)
+        cuts = iter(pixels)
+        return [_by_group(found, list(islice(cuts, len(found))), parameters) for found, parameters in drawn]
+
+    def _draw(self, place: Place, size: tuple[int, int]) -> tuple[list[View], dict[str, np.ndarray]]:
+        """Return the views of a sample, and the photometric parameters of each group of them."""
+        now = self.views.at(place.progress, place.step)
+        colours = self.photometric.scaled(now.global_size / self.views.global_size)
+        rng = np.random.default_rng([self.seed, 1, place.position])
+        views = self.plan_views(rng, size, now)
+        groups = dict.fromkeys(view.group for view in views)
+        return views, {g: draw_parameters(rng, [view for view in views if view.group == g], colours) for g in groups}
+
+
+def _by_group(views: Sequence[View], cuts: Sequence[Tensor], parameters: Mapping[str, np.ndarray]) -> Batch:
+    """Put a sample together."""
+    sample = {}
+    for group, rows in parameters.items():
+        chosen = [number for number, view in enumerate(views) if view.group == group]
+        sample[group] = {
+            "pixels": torch.stack([cuts[number] for number in chosen]),
+            "photometric": torch.from_numpy(rows),
         }
-        return {
-            "views": pixels,
-            "photometric": {group: torch.from_numpy(array) for group, array in parameters.items()},
-            "masks": {group: torch.from_numpy(array) for group, array in masks.items()},
-        }
+        for name in views[chosen[0]].arrays:
+            sample[group][name] = torch.from_numpy(np.stack([views[number].arrays[name] for number in chosen]))
+    return sample
 
 
 def load_batches(
     clips: ClipViews, schedule: Iterable[list[Place]], world: World, workers: int | None = None
-) -> Generator[Sample, None, None]:
+) -> Generator[Batch, None, None]:
     """Yield this process's share of the batches that a schedule names.
 
     Close it when no more are taken: its workers, which heed no signal, end then.
@@ -128,6 +134,7 @@ def load_batches(
         clips,
         batch_sampler=schedule,
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=world.device.type == "cuda",
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.views import View
+from training.data.views import Style, View
 from video_distilled_encoder.errors import InputError
 
 _GREY = (0.2989, 0.587, 0.114)
@@ -73,9 +74,12 @@ def draw_parameters(rng: np.random.Generator, views: Sequence[View], config: Pho
         greyscale 0 or 1, blur sigma (0: none), solarise 0 or 1.
     """
     rows = np.zeros((len(views), _PARAMETERS), dtype=np.float32)
-    styles = {"view1": 0, "view2": 1, "local": 2}
+    styles = get_args(Style)
     for row, view in zip(rows, views, strict=True):
-        style = styles[view.style]
+        if view.style is None:
+            row[_ORDER], row[_FACTORS] = range(4), (1, 1, 1, 0)
+            continue
+        style = styles.index(view.style)
         row[_ORDER] = rng.permutation(4)
         factors = [
             rng.uniform(1 - config.brightness, 1 + config.brightness),

@@ -2,8 +2,8 @@
 
 All frames of all videos lie in one flat tensor of pixels, one after another, each row by row.
 
-Legend: P = pixels of all frames, F = frames, n = crops, h, w = largest height and width of a piece's crops, S = side of
-a view.
+Legend: P = pixels of all frames, F = frames, n = crops, h, w = largest height and width of a piece's crops, S, T =
+height and width of a view.
 """
 
 from __future__ import annotations
@@ -74,19 +74,19 @@ class ResidentFrames:
         table, from which all sizes follow, is on the CPU.
 
         Args:
-            table: (..., 7) int64 on the CPU, see `table_of`; all crops have one side.
+            table: (..., 8) int64 on the CPU, see `table_of`; all views have one size.
 
         Returns:
-            (..., 3, S, S) uint8.
+            (..., 3, S, T) uint8.
         """
         device, rows = self.pixels.device, table.flatten(0, -2)
-        size = int(rows[0, -1])
+        size = int(rows[0, 6]), int(rows[0, 7])
         order = torch.argsort(rows[:, 3] * rows[:, 4])
         rows, places = rows[order], order
         if device.type == "cuda":
             rows, places = rows.pin_memory(), places.pin_memory()
         moved, places = rows.to(device, non_blocking=True), places.to(device, non_blocking=True)
-        views = torch.empty(len(rows), 3, size, size, dtype=torch.uint8, device=device)
+        views = torch.empty(len(rows), 3, *size, dtype=torch.uint8, device=device)
         step = -(-len(rows) // _PIECES)
         for start in range(0, len(rows), step):
             piece = slice(start, start + step)
@@ -94,8 +94,8 @@ class ResidentFrames:
             views.index_copy_(0, places[piece], self._cut_piece(moved[piece], height, width, size))
         return views.unflatten(0, table.shape[:-1])
 
-    def _cut_piece(self, rows: Tensor, height: int, width: int, size: int) -> Tensor:
-        """Cut (n, 7) crops of at most height x width pixels: (n, 3, size, size) uint8."""
+    def _cut_piece(self, rows: Tensor, height: int, width: int, size: tuple[int, int]) -> Tensor:
+        """Cut (n, 8) crops of at most height x width pixels: (n, 3, S, T) uint8."""
         frame, left, top, across, down, flip = rows[:, :6].unbind(1)
         device = rows.device
         # beyond a crop's edge its last row and column are read again, with a weight of 0
@@ -103,26 +103,25 @@ class ResidentFrames:
         x = left[:, None] + torch.minimum(torch.arange(width, device=device), across[:, None] - 1)
         at = (self._firsts[frame, None] + y * self._widths[frame, None])[:, :, None] + x[:, None]
         region = self.pixels[at].movedim(3, 2).float()  # (n, h, 3, w)
-        vertical = bicubic_weights(down, size, height)  # (n, S, h)
-        horizontal = bicubic_weights(across, size, width)  # (n, S, w)
+        vertical = bicubic_weights(down, size[0], height)  # (n, S, h)
+        horizontal = bicubic_weights(across, size[1], width)  # (n, T, w)
         horizontal = torch.where(flip.bool()[:, None, None], horizontal.flip(1), horizontal)
-        lines = (vertical @ region.flatten(2)).view(len(rows), size * 3, width)
-        views = (lines @ horizontal.transpose(1, 2)).view(len(rows), size, 3, size)
+        lines = (vertical @ region.flatten(2)).view(len(rows), size[0] * 3, width)
+        views = (lines @ horizontal.transpose(1, 2)).view(len(rows), size[0], 3, size[1])
         return views.transpose(1, 2).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def table_of(views: Sequence[View], frames: Sequence[int], size: int) -> Tensor:
+def table_of(views: Sequence[View], frames: Sequence[int]) -> Tensor:
     """Describe crops by numbers.
 
     Args:
         views: what to cut.
         frames: number of each view's frame among the resident ones.
-        size: side of the views in pixels.
 
     Returns:
-        (n, 7) int64: frame, left, top, width, height, mirrored or not, side of the view.
+        (n, 8) int64: frame, left, top, width, height, mirrored or not, height and width of the view.
     """
-    rows = [(frame, *view.box, view.flip, size) for view, frame in zip(views, frames, strict=True)]
+    rows = [(frame, *view.box, view.flip, *view.size) for view, frame in zip(views, frames, strict=True)]
     return torch.tensor(rows, dtype=torch.int64)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.data import photometric
+from training.data.batch import augment
 from training.data.loading import ClipViews, Place
 from video_distilled_encoder.files import atomic_path
 
@@ -18,7 +18,7 @@ _GAP = 4
 
 
 def draw_sheet(clips: ClipViews, positions: Sequence[int], picture: Path) -> None:
-    """Draw the augmented views of some clips as a PNG, one row a clip, global views first, as at the start of a run."""
+    """Draw the augmented views of some clips as a PNG, one row a clip, group by group, as at the start of a run."""
     rows = [_row(clips, position) for position in positions]
     sheet = np.concatenate([part for row in rows for part in (row, np.full_like(row[:_GAP], 255))])
     with atomic_path(picture) as temporary:
@@ -26,14 +26,10 @@ def draw_sheet(clips: ClipViews, positions: Sequence[int], picture: Path) -> Non
 
 
 def _row(clips: ClipViews, position: int) -> np.ndarray:
-    sample = clips[Place(position, 0.0)]
-    height = max(views.shape[-1] for views in sample["views"].values())
-    tiles = []
-    for group, views in sample["views"].items():
-        # mean 0 and deviation 1 leave the pixels in [0, 1]
-        pixels = photometric.apply(views, sample["photometric"][group], torch.zeros(3), torch.ones(3))
-        tiles += [_tile(view, height) for view in pixels]
-    return np.concatenate(tiles, axis=1)
+    # mean 0 and deviation 1 leave the pixels in [0, 1]
+    groups = augment(clips[Place(position, 0.0)], torch.zeros(3), torch.ones(3)).values()
+    height = max(found["pixels"].shape[-2] for found in groups)
+    return np.concatenate([_tile(view, height) for found in groups for view in found["pixels"]], axis=1)
 
 
 def _tile(view: Tensor, height: int) -> np.ndarray:

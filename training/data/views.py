@@ -7,8 +7,9 @@ RandomResizedCrop draws them: area and aspect ratio at random, whole pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,14 +20,14 @@ from torch import Tensor
 from training.data.box import Box, around
 from video_distilled_encoder.errors import InputError
 
-PATCH = 16
-"""Side of a patch in pixels."""
+Style = Literal["view1", "view2", "local"]
+"""Which photometric augmentation a view gets: that of DINO's first or second global view, or of its local ones."""
 
 
 class View(NamedTuple):
     """One crop of one frame of a clip."""
 
-    group: Literal["global", "local"]
+    group: str
     """Views of a group have one size and are handed over together."""
     frame: int
     """Number of the frame within the clip, from 0."""
@@ -34,10 +35,12 @@ class View(NamedTuple):
     """The region, in pixels of the frame."""
     flip: bool
     """Mirrored left to right."""
-    style: Literal["view1", "view2", "local"]
-    """Which photometric augmentation it gets."""
-    mask: np.ndarray | None = None
-    """(patches,) bool: patches that the method treats apart, if it does."""
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+    style: Style | None
+    """Its photometric augmentation; none leaves the colours as they are."""
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})
+    """What the method gets beside the pixels, by name, as masks of patches; those of a group have one shape."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class ViewsConfig:
     """The region that local views are drawn from (unstated in the papers)."""
     low_resolution: float = 0.0
     """Share of the run, from its start, with views of half the side: a fifth of the arithmetic."""
+    end_sizes: tuple[int, ...] = ()
+    """Sides of a global view in the last part of a run, one a step in turn (EUPE, third stage)."""
+    end_share: float = 0.1
+    """How much of the run that part is."""
     flip: float = 0.5
     """Probability of a mirrored view (DINO)."""
     flip_shared: bool = True
@@ -84,26 +91,38 @@ class ViewsConfig:
             raise InputError(f"views.flip must be a probability, got {self.flip}")
         if not 0 <= self.low_resolution <= 1:
             raise InputError(f"views.low_resolution is a share of the run, in [0, 1], got {self.low_resolution}")
-        multiple = 2 * PATCH if self.low_resolution else PATCH
+        if self.end_sizes and not 0 < self.end_share <= 1 - self.low_resolution:
+            raise InputError(
+                f"views.end_share is a share of what views.low_resolution {self.low_resolution:g} leaves of the run, "
+                f"got {self.end_share}"
+            )
+        if self.local_views < 0:
+            raise InputError(f"views.local_views must not be negative, got {self.local_views}")
+
+    def check_sizes(self, patch: int) -> None:
+        """Raise an InputError if a size is no multiple of the backbone's patches, at low resolution too."""
+        multiple = 2 * patch if self.low_resolution else patch
         for name in ("global_size", "local_size"):
             if getattr(self, name) < multiple or getattr(self, name) % multiple:
                 raise InputError(f"views.{name} must be a multiple of {multiple}, got {getattr(self, name)}")
-        if self.local_views < 1:
-            raise InputError(f"views.local_views must be at least 1, got {self.local_views}")
-
-    def size_of(self, group: str) -> int:
-        """Return the side of a group's views in pixels."""
-        return {"global": self.global_size, "local": self.local_size}[group]
+        if any(size < patch or size % patch for size in self.end_sizes):
+            raise InputError(f"views.end_sizes must be multiples of {patch}, got {list(self.end_sizes)}")
 
     def phases(self) -> list[float]:
         """Return where in the run, by its progress, the sizes change."""
-        return [self.low_resolution]
+        return [self.low_resolution, 1 - self.end_share] if self.end_sizes else [self.low_resolution]
 
-    def at(self, progress: float) -> ViewsConfig:
-        """Return the settings in force when a share `progress` of the run is over."""
-        if self.low_resolution < 1 and progress >= self.low_resolution:
-            return self
-        return replace(self, global_size=self.global_size // 2, local_size=self.local_size // 2, low_resolution=0.0)
+    def turns(self, progress: float) -> int:
+        """Return after how many steps the sizes come again."""
+        return len(self.end_sizes) if self.end_sizes and progress >= 1 - self.end_share else 1
+
+    def at(self, progress: float, step: int = 0) -> ViewsConfig:
+        """Return the settings in force in a step when a share `progress` of the run is over."""
+        if progress < self.low_resolution or self.low_resolution == 1:
+            return replace(self, global_size=self.global_size // 2, local_size=self.local_size // 2, low_resolution=0.0)
+        if self.end_sizes and progress >= 1 - self.end_share:
+            return replace(self, global_size=self.end_sizes[step % len(self.end_sizes)])
+        return self
 
 
 def random_box(
@@ -145,42 +164,38 @@ def pre_crop(rng: np.random.Generator, size: tuple[int, int], config: ViewsConfi
     return frame, random_box(rng, frame, (low, high), config.pre_crop_ratio)
 
 
-def cut(pixels: Tensor, box: Box, size: int, flip: bool) -> Tensor:
-    """Return a box of (H, W, 3) uint8 pixels as (3, size, size): resized (bicubic, antialiased), mirrored if asked."""
+def cut(pixels: Tensor, box: Box, size: tuple[int, int], flip: bool) -> Tensor:
+    """Return a box of (H, W, 3) uint8 pixels as (3, h, w): resized (bicubic, antialiased), mirrored if asked."""
     crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width].permute(2, 0, 1)
-    resized = F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True)[0]
+    resized = F.interpolate(crop[None], size, mode="bicubic", antialias=True)[0]
     return resized.flip(2) if flip else resized
 
 
-def cut_all(
-    read: Callable[[int, Box, int], np.ndarray], views: Sequence[View], config: ViewsConfig, reduced: bool = False
-) -> dict[str, Tensor]:
+def cut_all(read: Callable[[int, Box, int], np.ndarray], views: Sequence[View], reduced: bool = False) -> list[Tensor]:
     """Cut views from the frames of a clip, of each of which only the region that they cover is read.
 
     Args:
         read: returns a region of a frame of the clip at 1/n of its size as (H, W, 3) uint8.
         views: what to cut.
-        config: sizes.
         reduced: read a frame at 1/2, 1/4 or 1/8 of its size where its views are so much smaller.
 
     Returns:
-        The views of each group, in order, as (n, 3, size, size) uint8.
+        The views, in order, as (3, h, w) uint8.
     """
-    cuts: dict[str, list[Tensor]] = {}
     frames = {}
     for number in {view.frame for view in views}:
         of_frame = [view for view in views if view.frame == number]
-        scale = largest_scale(of_frame, config) if reduced else 1
+        scale = largest_scale(of_frame) if reduced else 1
         region = around(view.box for view in of_frame).widened(scale)
         frames[number] = torch.from_numpy(read(number, region, scale)), region, scale
+    cuts = []
     for view in views:
         pixels, region, scale = frames[view.frame]
-        box = view.box.within(region).divided(scale)
-        cuts.setdefault(view.group, []).append(cut(pixels, box, config.size_of(view.group), view.flip))
-    return {group: torch.stack(found) for group, found in cuts.items()}
+        cuts.append(cut(pixels, view.box.within(region).divided(scale), view.size, view.flip))
+    return cuts
 
 
-def largest_scale(views: Sequence[View], config: ViewsConfig) -> int:
+def largest_scale(views: Sequence[View]) -> int:
     """Return by which of 1, 2, 4 and 8 a frame may be divided so that all its views have still twice their pixels."""
-    spare = min(min(view.box.width, view.box.height) / config.size_of(view.group) for view in views) / 2
+    spare = min(min(view.box.height / view.size[0], view.box.width / view.size[1]) for view in views) / 2
     return max(scale for scale in (1, 2, 4, 8) if scale == 1 or scale <= spare)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from training.data.clips import ClipIndex
+from training.data.frame_store import FrameStore
 from training.data.loading import ClipViews
 from training.data.views import View, ViewsConfig
 from training.methods import load_method
-from training.methods.base import Method, Spec
+from training.methods.method import Method, Spec
 from training.recipes.recipe import Recipe
-from video_distilled_encoder.model_config import ModelConfig
+
+
+def clip_index(recipe: Recipe, stores: Sequence[FrameStore]) -> ClipIndex:
+    """Return the clips that a run's method wants of some videos.
+
+    Raises:
+        InputError: no video is long enough.
+    """
+    wanted = getattr(load_method(recipe.method), "clip_spec", None)
+    return ClipIndex(stores, recipe.clips, recipe.run.seed, wanted(recipe.spec) if wanted else None)
 
 
 def clip_views(recipe: Recipe, index: ClipIndex, *, resident: bool = False) -> ClipViews:
@@ -30,11 +40,9 @@ def clip_views(recipe: Recipe, index: ClipIndex, *, resident: bool = False) -> C
     )
 
 
-def build_method(recipe: Recipe, config: ModelConfig) -> Method:
-    """Build student and teacher with random weights; the teacher starts equal to the student."""
-    student = config.build_backbone(drop_path_rate=recipe.backbone.drop_path)
-    teacher = config.build_backbone()
-    method: Method = load_method(recipe.method).Method(recipe.spec, student, teacher)
+def build_method(recipe: Recipe) -> Method:
+    """Build what is trained, with random weights."""
+    method: Method = load_method(recipe.method).Method(recipe.spec, recipe.backbone.build)
     return method
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from training.engine.log import read_log
 from video_distilled_encoder.errors import MissingExtra
 from video_distilled_encoder.files import atomic_path
 
-_PANELS = {
+_PANELS: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "dense_loss", "global_loss"),
     "entropy of the teacher's targets (nats)": ("patch_entropy", "cls_entropy"),
     "entropy of their mean over the batch (nats)": ("patch_batch_entropy", "cls_batch_entropy"),
@@ -23,6 +24,14 @@ _PANELS = {
 _COLUMNS = 5
 
 
+def panels_of(row: Mapping[str, float]) -> dict[str, list[str]]:
+    """Return what is drawn together, by title: what is known to belong together, and each other number by itself."""
+    known = {title: [name for name in names if name in row] for title, names in _PANELS.items()}
+    rest = [name for name in row if name != "step" and not any(name in names for names in _PANELS.values())]
+    known |= {name.replace("_", " "): [name] for name in rest}
+    return {title: names for title, names in known.items() if names} or {"no step": []}
+
+
 def plot_curves(log: Path, picture: Path) -> None:
     """Draw the log of a run (`log.jsonl`) as a PNG."""
     try:
@@ -34,8 +43,7 @@ def plot_curves(log: Path, picture: Path) -> None:
 
     rows = read_log(log)
     steps = [row["step"] for row in rows]
-    known = {title: [name for name in names if rows and name in rows[0]] for title, names in _PANELS.items()}
-    known = {title: names for title, names in known.items() if names} or {"no step": []}
+    known = panels_of(rows[0] if rows else {})
     height = -(-len(known) // _COLUMNS)
     figure, axes = plt.subplots(height, _COLUMNS, figsize=(20, 3.2 * height), layout="constrained", squeeze=False)
     for axis in axes.flat[len(known) :]:

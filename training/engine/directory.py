@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ from video_distilled_encoder.errors import InputError
 
 
 def start_directory(
-    out: Path, recipe: Recipe, index: ClipIndex, world: World, before: Sequence[dict[str, Any]]
+    out: Path,
+    recipe: Recipe,
+    index: ClipIndex,
+    world: World,
+    before: Sequence[dict[str, Any]],
+    outside: Mapping[str, str],
 ) -> None:
     """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
     out.mkdir(parents=True, exist_ok=True)
@@ -30,9 +35,11 @@ def start_directory(
         "videos": len(index.stores),
         "hours": round(hours_of(index), 2),
         "different_clips": len(index),
+        "clip_seconds": [round(seconds, 4) for seconds in index.offsets()],
         "device": f"{world.size} x {device}" if world.size > 1 else device,
         "torch": torch.__version__,
         "runs_before": before,
+        **({"outside": outside} if outside else {}),
     }
     (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     draw_sheet(clip_views(recipe, index), range(min(8, len(index))), out / "views.png")
@@ -71,7 +78,20 @@ def _first_difference(old: dict, recipe: Recipe) -> str:
     return "see its recipe.yaml"
 
 
-def run_card(recipe: Recipe, steps: int, videos: int, hours: float) -> str:
+def check_outside(out: Path, outside: Mapping[str, str]) -> None:
+    """Refuse to go on with a run whose frozen models have changed.
+
+    Raises:
+        InputError: they have.
+    """
+    path = out / "run.json"
+    old = json.loads(path.read_text(encoding="utf-8")).get("outside", {})
+    for name, digest in old.items():
+        if outside.get(name) != digest:
+            raise InputError(f"{path} names {name} of SHA-256 {digest}, and now it is {outside.get(name)}; give that")
+
+
+def run_card(recipe: Recipe, steps: int, videos: int, hours: float, provenance: str = "") -> str:
     """Return a model card that states how the encoder was trained."""
     return f"""---
 library_name: timm
@@ -80,9 +100,10 @@ tags: [vision-transformer, self-supervised, video_distilled_encoder]
 ---
 # An encoder distilled from video
 
-The teacher's backbone ({recipe.backbone.architecture}) of a run of `python -m training.pretrain` with the method
+The backbone ({recipe.backbone.architecture}) of a run of `python -m training.pretrain` with the method
 `{recipe.method}`: {steps} steps of {recipe.run.batch_size} clips ({recipe.clips.frames} frames,
 {recipe.clips.stride:g} s apart) from {videos} videos, {hours:.2f} hours in all. It has not been evaluated.
+{provenance}
 
 ```python
 from video_distilled_encoder import Encoder

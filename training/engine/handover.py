@@ -37,7 +37,7 @@ class Handover(NamedTuple):
     """What a run learnt."""
 
     state: dict[str, Tensor]
-    """Of the method, student and teacher, in float32."""
+    """Of the method, in float32."""
     architecture: str
     """Of the backbone, timm's name."""
     runs: list[dict[str, Any]]
@@ -49,8 +49,9 @@ class Handover(NamedTuple):
 
 
 def backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the teacher's backbone of a method's state."""
-    prefix = f"{_TEACHER}backbone."
+    """Return the encoder of a method's state: the teacher's backbone, or the student's if there is no teacher."""
+    role = _TEACHER if any(name.startswith(_TEACHER) for name in state) else _STUDENT
+    prefix = f"{role}backbone."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
@@ -61,7 +62,7 @@ def write(
 
     Args:
         folder: made if missing.
-        method: student and teacher.
+        method: whose state it is.
         architecture: of the backbone, timm's name.
         runs: that have led here.
         shard_mib: largest size of a part.

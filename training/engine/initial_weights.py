@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.common.yaml_files import read_mapping
 from training.engine import checkpoint, handover
-from training.methods.base import Method
+from training.methods.method import Method
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError
 
@@ -33,21 +33,22 @@ def start_from(name: str, method: Method) -> Start:
         name: a run directory, or the `handover/` of one, whose heads and centres are taken too if the method has the
             same; a model directory, a release or a Hub name, `timm/vit_small_patch16_224.dino` among them; or a
             .safetensors file with timm's names.
-        method: student and teacher that receive them.
+        method: that receives them.
 
     Raises:
         InputError: there are no such weights, or they are of another architecture.
     """
     found = _read_run(Path(name))
     if found is None:
-        _take_backbone(read_backbone(Path(name)), method, name)
+        backbone = read_backbone(Path(name))
+        method.start_from(backbone, name)
         return Start(f"starting from {name}: the backbone", [])
     state, runs = found
     different = _first_difference(state, method.state_dict())
     if different is None:
         model_directory.load_strictly(method, state, name)
         return Start(f"starting from {name}: all that its run learnt", runs)
-    _take_backbone(handover.backbone_of(state), method, name)
+    method.start_from(handover.backbone_of(state), name)
     return Start(f"starting from {name}: the backbone alone, for {different} is another here", runs)
 
 
@@ -68,11 +69,6 @@ def _first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor
     """Return the name of a tensor that only one of two has, or that has another shape."""
     names = [*expected, *state]
     return next((n for n in names if n not in state or n not in expected or state[n].shape != expected[n].shape), None)
-
-
-def _take_backbone(state: Mapping[str, Tensor], method: Method, name: str) -> None:
-    model_directory.load_strictly(method.student.backbone, state, name)
-    method.start_teacher()
 
 
 def read_backbone(name: Path) -> dict[str, Tensor]:

@@ -15,9 +15,6 @@ from training.common import distributed
 from training.common.distributed import World
 from video_distilled_encoder.errors import InputError, MissingExtra
 
-_COLLAPSED_STD = 0.02
-_COLLAPSE_STEPS = 50
-
 
 class Step(NamedTuple):
     """What is logged of a step."""
@@ -45,14 +42,22 @@ class Log:
         every: steps per block.
         world: the processes whose metrics are averaged.
         wandb: name of a wandb project to report to as well.
+        watch: returns why the run should stop, given a row, if it should.
     """
 
-    def __init__(self, out: Path, every: int, world: World, wandb: str | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        every: int,
+        world: World,
+        wandb: str | None = None,
+        watch: Callable[[Mapping[str, float]], str | None] = lambda row: None,
+    ) -> None:
         self.path = out / "log.jsonl"
         self.every = every
         self.world = world
+        self.watch = watch
         self._held: list[Step] = []
-        self._collapsed = 0
         self._sinks: list[Any] = []
         if world.is_main:
             self._sinks = [sink for sink in (_tensorboard(out), _wandb(out, wandb)) if sink is not None]
@@ -61,7 +66,7 @@ class Log:
         """Add a step; return the rows of the block if this completes one.
 
         Raises:
-            InputError: a loss is not finite, or the features have collapsed.
+            InputError: a loss is not finite, or the run should stop for another reason.
         """
         self._held.append(step)
         return self.flush() if len(self._held) >= self.every else []
@@ -113,14 +118,8 @@ class Log:
                     f"the loss became {row['loss']} at step {row['step']:.0f}; lower optimizer.learning_rate, raise "
                     "optimizer.warmup, or set run.precision to fp32, and --resume from the last checkpoint"
                 )
-            spread = min((value for name, value in row.items() if name.endswith("feature_std")), default=1.0)
-            self._collapsed = self._collapsed + 1 if spread < _COLLAPSED_STD else 0
-            if self._collapsed >= _COLLAPSE_STEPS:
-                raise InputError(
-                    f"the features have collapsed: for {_COLLAPSE_STEPS} steps their spread has been "
-                    f"below {_COLLAPSED_STD}, so all images look the same; set objective.targets to sinkhorn_knopp, "
-                    "lower optimizer.learning_rate or raise optimizer.teacher_momentum, and train anew"
-                )
+            if reason := self.watch(row):
+                raise InputError(reason)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

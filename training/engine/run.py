@@ -13,24 +13,22 @@ import yaml
 from training.common import distributed, stop
 from training.common.cache import frame_stores
 from training.common.distributed import World
-from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import FrameStore, open_stores
 from training.data.resident import ResidentFrames
 from training.engine import checkpoint, handover
-from training.engine.assembly import build_method, clip_views
+from training.engine.assembly import build_method, clip_index, clip_views
 from training.engine.curves import plot_curves
-from training.engine.directory import check_out, hours_of, is_run, run_card, start_directory
+from training.engine.directory import check_out, check_outside, hours_of, is_run, run_card, start_directory
 from training.engine.estimate import find_phases, report
 from training.engine.initial_weights import start_from
 from training.engine.plan import Budget, Phase
 from training.engine.schedule import share_of_batch
 from training.engine.trainer import Trainer
-from training.methods.base import Method
+from training.methods.method import Method
 from training.recipes.recipe import Recipe
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.model_config import ModelConfig
 
 
 def pretrain(
@@ -98,17 +96,16 @@ def pretrain_whole(
 def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None, skip_unreadable: bool) -> str:
     """Describe the run and draw `OUT.views.png`; the videos are extracted, nothing is trained."""
     stores = extract_all(data, frames or frame_stores(), recipe.extract, skip_unreadable=skip_unreadable)
-    index = ClipIndex(open_stores(stores), recipe.clips, recipe.run.seed)
-    config = ModelConfig(architecture=recipe.backbone.architecture)
+    index = clip_index(recipe, open_stores(stores))
     bf16 = recipe.run.uses_bf16(distributed.choose_device(recipe.run.device))
-    return report(recipe, index, build_method(recipe, config), config, out.with_name(f"{out.name}.views.png"), bf16)
+    return report(recipe, index, build_method(recipe), out.with_name(f"{out.name}.views.png"), bf16)
 
 
 class Beginning(NamedTuple):
     """What a run goes on from."""
 
     method: Method
-    """Student and teacher, with the weights that they begin with unless there is a checkpoint."""
+    """With the weights that it begins with, unless there is a checkpoint."""
     saved: checkpoint.Checkpoint | None
     """Of the same run."""
     runs: list[dict[str, Any]]
@@ -120,9 +117,10 @@ class Beginning(NamedTuple):
 def begin(out: Path, recipe: Recipe, resume: bool) -> Beginning:
     """Build a run's method and read what it goes on from, before hours of video are: it may have to be refused."""
     torch.manual_seed(recipe.run.seed)
-    method = build_method(recipe, ModelConfig(architecture=recipe.backbone.architecture))
+    method = build_method(recipe)
     saved = checkpoint.load_newest(out / "checkpoints") if resume else None
     if saved:
+        check_outside(out, method.outside())
         return Beginning(method, saved, handover.runs_before(out), f"going on after step {saved.step}")
     if recipe.run.init_from:
         text, runs = start_from(recipe.run.init_from, method)
@@ -167,19 +165,20 @@ def train(
 ) -> bool:
     """Train on frame stores and write the run directory; tell whether the last step was reached."""
     method, saved, before, _ = start
-    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
-    config = ModelConfig(architecture=recipe.backbone.architecture)
+    index = clip_index(recipe, stores)
     if world.is_main:
-        start_directory(out, recipe, index, world, before)
+        start_directory(out, recipe, index, world, before, method.outside())
     distributed.wait_for_all()
-    phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device), config)
+    phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device))
     frames = load_frames(recipe, stores, world)
     distributed.wait_for_all()  # one machine may decode much longer than another
     trainer = Trainer(
-        recipe, method, clip_views(recipe, index, resident=frames is not None), config, out, world, phases, frames
+        recipe, method, clip_views(recipe, index, resident=frames is not None), out, world, phases, frames
     )
     if saved:
         trainer.resume(saved)
+    else:
+        trainer.prepare()
     budget = None if deadline is None else start_budget(deadline, phases, world)
     hours = hours_of(index)
     length = f"{trainer.plan.steps} steps"
@@ -196,8 +195,8 @@ def train(
         trainer.save()
         if world.is_main:
             plot_curves(trainer.log.path, out / "curves.png")
-            card = run_card(recipe, trainer.step, len(stores), hours)
-            Encoder(method.teacher.backbone, config, card).save_pretrained(out / "encoder")
+            card = run_card(recipe, trainer.step, len(stores), hours, method.provenance())
+            Encoder(method.encoder(), recipe.backbone.config, card).save_pretrained(out / "encoder")
             run = handover.facts_of(trainer.step, trainer.plan, yaml.safe_load(recipe.to_yaml()))
             architecture = recipe.backbone.architecture
             handover.write(out / handover.FOLDER, method, architecture, [*before, run], shard_mib)

@@ -57,6 +57,6 @@ class Schedule:
     def __iter__(self) -> Iterator[list[Place]]:
         while self._endless or self.drawn < self.plan.steps:
             first = self._first + self.drawn * self._size
-            progress = self.plan.progress(self.drawn)
+            step, progress = self.drawn, self.plan.progress(self.drawn)
             self.drawn += 1
-            yield [Place(position, progress) for position in range(first, first + self._share)]
+            yield [Place(position, progress, step) for position in range(first, first + self._share)]

@@ -20,7 +20,7 @@ from training.data.extraction import extract_all
 from training.data.frame_store import open_stores
 from training.data.loading import load_batches
 from training.data.resident import ResidentFrames
-from training.engine.assembly import build_method, clip_views
+from training.engine.assembly import build_method, clip_index, clip_views
 from training.engine.estimate import find_phases
 from training.engine.log import read_log
 from training.engine.plan import Plan
@@ -28,7 +28,6 @@ from training.engine.run import load_frames
 from training.engine.schedule import Schedule
 from training.engine.trainer import Trainer
 from training.recipes.recipe import Recipe
-from video_distilled_encoder.model_config import ModelConfig
 
 _WARM_UP = 3
 
@@ -39,7 +38,7 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
         start = time.perf_counter()
         stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract))
         extracted = sum(map(len, stores)) / (time.perf_counter() - start)
-        index = ClipIndex(stores, recipe.clips, recipe.run.seed)
+        index = clip_index(recipe, stores)
         world = distributed.start(recipe.run.device)
         frames = load_frames(recipe, stores, world)
         recipe = _shortened(recipe, steps)
@@ -56,7 +55,7 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, objec
 
 
 def _clips_loaded(recipe: Recipe, index: ClipIndex, world: World) -> float:
-    schedule = Schedule(recipe, Plan.of(recipe.run.total_steps(len(index))), 0, world)
+    schedule = Schedule(recipe, Plan.of(recipe.run.total_steps(index.samples)), 0, world)
     clips = clip_views(recipe, index, resident=recipe.clips.in_memory == "device")
     with closing(load_batches(clips, schedule, world, recipe.run.workers)) as batches:
         for _ in islice(batches, _WARM_UP):
@@ -71,13 +70,12 @@ def time_training(
 ) -> dict[str, float | None]:
     """Train for a few steps; return rates, shares of the time, and the peak memory."""
     recipe = _shortened(recipe, steps)
-    config = ModelConfig(architecture=recipe.backbone.architecture)
     torch.manual_seed(recipe.run.seed)
-    method = build_method(recipe, config)
+    method = build_method(recipe)
     clips = clip_views(recipe, index, resident=frames is not None)
-    phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device), config)
+    phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, method, clips, config, Path(folder), world, phases, frames)
+        trainer = Trainer(recipe, method, clips, Path(folder), world, phases, frames)
         trainer.run()
         rows = read_log(trainer.log.path)[_WARM_UP:]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

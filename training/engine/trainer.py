@@ -1,9 +1,9 @@
-"""The training loop: batches in, a teacher and a log out."""
+"""The training loop: batches in, an encoder and a log out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.common import distributed, stop
+from training.common import distributed, keyed, stop
 from training.common.distributed import World
 from training.common.monitors import bf16_peak, peak_memory
-from training.data import photometric
-from training.data.loading import ClipViews, Sample, load_batches
+from training.data.batch import Batch, augment, split
+from training.data.loading import ClipViews, load_batches
 from training.data.resident import ResidentFrames
 from training.engine.checkpoint import Checkpoint, CheckpointWriter
 from training.engine.log import Log, Step
 from training.engine.plan import Budget, Phase, Plan, phase_at
-from training.engine.schedule import Schedule
-from training.methods.base import Method
+from training.engine.schedule import Schedule, share_of_batch
+from training.methods.method import At, Method
 from training.nn.compiling import compile_parts
 from training.nn.drop_path import DropPaths
-from training.nn.schedules import cosine, warmup_cosine
+from training.nn.optimizer import clip, parameter_groups
 from training.recipes.recipe import Recipe
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.model_config import ModelConfig
 
 _NEARLY_OVER = 0.9
 """Progress from which a run whose time is up may end its schedules at once."""
@@ -36,14 +35,13 @@ _NEARLY_OVER = 0.9
 class Trainer:
     """Trains a method on clips.
 
-    Each step: views to the device, photometrics, losses, gradients averaged over processes and clipped per tensor,
-    AdamW, teacher's moving average. Nothing in it waits for the device but the log, every `run.log_every` steps.
+    Each step: views to the device, photometrics, losses, gradients averaged over processes and clipped, AdamW, what the
+    method does after it. Nothing in it waits for the device but the log, every `run.log_every` steps.
 
     Args:
         recipe: all settings.
-        method: student, teacher and loss.
+        method: what is trained, and its losses.
         clips: the samples, of all its places.
-        model_config: mean and standard deviation of the pixels.
         out: the run directory; receives the log and `checkpoints/`.
         world: this process among its peers.
         phases: of the run, by the floating-point operations of a clip.
@@ -55,7 +53,6 @@ class Trainer:
         recipe: Recipe,
         method: Method,
         clips: ClipViews,
-        model_config: ModelConfig,
         out: Path,
         world: World,
         phases: Sequence[Phase],
@@ -67,21 +64,18 @@ class Trainer:
         self.clips = clips
         self.phases = phases
         self.frames = frames
-        self.mean = torch.tensor(model_config.mean, device=world.device)
-        self.std = torch.tensor(model_config.std, device=world.device)
+        self.mean = torch.tensor(recipe.backbone.config.mean, device=world.device)
+        self.std = torch.tensor(recipe.backbone.config.std, device=world.device)
         self.world = world
-        self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb)
+        self.log = Log(out, recipe.run.log_every, world, recipe.run.wandb, method.watch)
         self.checkpoints = CheckpointWriter(out / "checkpoints", recipe.run.keep_checkpoints)
-        self.plan = Plan.of(recipe.run.total_steps(len(clips.index)))
+        self.plan = Plan.of(recipe.run.total_steps(clips.index.samples))
         self.step = 0
-        self.drop_paths = DropPaths(method.student, world.rank)
+        self.drop_paths = DropPaths(method.trained, world.rank)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(method.student), lr=0.0, betas=recipe.optimizer.betas, fused=True
+            parameter_groups(method.trained), lr=0.0, betas=recipe.optimizer.betas, fused=True
         )
-        batch = recipe.run.batch_size
-        if recipe.optimizer.learning_rate_batch == "frames":
-            batch *= recipe.clips.frames
-        self.peak_learning_rate = recipe.optimizer.learning_rate * batch / 256
+        self.peak_learning_rate = recipe.optimizer.peak(recipe.run.batch_size, recipe.clips.frames)
         self.bf16 = recipe.run.uses_bf16(world.device.type)
         self.peak = None
         if world.device.type == "cuda" and self.bf16:
@@ -119,8 +113,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=not self.world.is_main,
         )
-        loading = closing(load_batches(self.clips, schedule, self.world, self.recipe.run.workers))
-        with bar, self.checkpoints, loading as batches:
+        with bar, self.checkpoints, self._load(schedule) as batches:
             while self.step < self.plan.steps and not self._any_process(stop.asked()):
                 self._train_step(batches, bar)
                 if self.step % self.recipe.run.checkpoint_every == 0:
@@ -157,7 +150,7 @@ class Trainer:
             return False
         views = self.recipe.views
         drawn = range(self.step, schedule.drawn)
-        if any(views.at(plan.progress(step)) != views.at(self.plan.progress(step)) for step in drawn):
+        if any(views.at(plan.progress(step), step) != views.at(self.plan.progress(step), step) for step in drawn):
             plan = self.plan.revised(schedule.drawn, max(plan.steps, schedule.drawn + 1))
         self.plan = schedule.plan = plan
         return True
@@ -168,14 +161,24 @@ class Trainer:
             return False
         return distributed.any_process(flag, self.world.device)
 
-    def _train_step(self, batches: Iterator[Sample], bar: tqdm) -> None:
+    def prepare(self) -> None:
+        """Let the method see batches before the first step, if it wants any."""
+        schedule = Schedule(self.recipe, self.plan, 0, self.world)
+        with self._load(schedule) as batches:
+            self.method.prepare(self.augment(batch) for batch in batches)
+
+    def _load(self, schedule: Schedule) -> closing[Generator[Batch, None, None]]:
+        return closing(load_batches(self.clips, schedule, self.world, self.recipe.run.workers))
+
+    def _train_step(self, batches: Iterator[Batch], bar: tqdm) -> None:
         begin = time.perf_counter()
-        sample = next(batches)
+        batch = next(batches)
         waited = time.perf_counter() - begin
         values = self.set_schedules()
-        metrics = self.optimize(sample, values["teacher_momentum"])
+        metrics, followed = self.optimize(batch)
         self.step += 1
-        values = {"step": self.step, **values, "data_wait": waited, "memory_gib": peak_memory(self.world.device)}
+        values = {"step": self.step, **values, **followed}
+        values |= {"data_wait": waited, "memory_gib": peak_memory(self.world.device)}
         if rows := self.log.add(Step(values, begin, metrics, self._rates(), self.method.stopwatch.take())):
             bar.set_postfix(_postfix(rows), refresh=False)
         bar.update()
@@ -188,55 +191,49 @@ class Trainer:
         return rates | ({"utilization": tflop / self.peak} if self.peak else {})
 
     def set_schedules(self) -> dict[str, float]:
-        """Set learning rate and weight decay for the coming step; return all scheduled values."""
-        config, progress = self.recipe.optimizer, self.plan.progress(self.step)
-        rate = warmup_cosine(self.peak_learning_rate, config.learning_rate_end, config.warmup, progress)
-        decay = cosine(*config.weight_decay, progress)
+        """Set learning rate and weight decay for the coming step; return them."""
+        values = self.recipe.optimizer.at(self.plan.progress(self.step), self.peak_learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            group["weight_decay"] = decay if group["decayed"] else 0.0
-        return {
-            "learning_rate": rate,
-            "weight_decay": decay,
-            "teacher_momentum": cosine(*config.teacher_momentum, progress),
-        }
+            group["lr"] = values["learning_rate"]
+            group["weight_decay"] = values["weight_decay"] if group["decayed"] else 0.0
+        return values
 
-    def optimize(self, sample: Sample, teacher_momentum: float) -> dict[str, Tensor]:
-        """Do one step on this process's share of a batch; return the metrics, still on the device."""
-        progress = self.plan.progress(self.step)
+    def optimize(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Do one step on this process's share of a batch.
+
+        Returns:
+            The metrics, still on the device, and what the method tells of the step.
+        """
         parts = self.recipe.run.accumulate
         self.optimizer.zero_grad(set_to_none=True)
         collected: list[dict[str, Tensor]] = []
-        for number, part in enumerate(_split(sample, parts)):
-            self.drop_paths.begin(self.recipe.run.seed, self.step * parts + number)
-            views = self.augment(part)
+        for number, part in enumerate(split(batch, parts)):
+            at = self.at(number)
+            self.drop_paths.begin(at.key)
+            augmented = self.augment(part)
             with distributed.averaging(self.replica, number == parts - 1):
                 with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-                    losses = self.replica(views, progress)
+                    losses = self.replica(augmented, at)
                 (losses.total / parts).backward()
             collected.append({"loss": losses.total.detach(), **losses.metrics})
-        parameters = list(self.method.student.parameters())
-        norm = clip_each(parameters, self.recipe.optimizer.clip_grad)
-        if progress < self.recipe.optimizer.freeze_last_layer:
-            for parameter in self.method.last_layer():
-                parameter.grad = None
+        config = self.recipe.optimizer
+        norm = clip(list(self.method.trained.parameters()), config.clip_grad, config.clip_norm == "global")
+        for parameter in self.method.held(at):
+            parameter.grad = None
         self.optimizer.step()
-        self.method.update_teacher(teacher_momentum)
         metrics = {name: torch.stack([part[name] for part in collected]).mean() for name in collected[0]}
-        return {**metrics, "grad_norm": norm}
+        return {**metrics, "grad_norm": norm}, self.method.after_step(at)
 
-    def augment(self, sample: Sample) -> dict[str, Tensor]:
-        """Turn uint8 views into what a method takes: per group (B, n, 3, H, W) augmented, normalised pixels; masks."""
-        pixels = {
-            group: photometric.apply(
-                self.frames.cut(views) if self.frames else views, sample["photometric"][group], self.mean, self.std
-            )
-            for group, views in sample["views"].items()
-        }
-        masks = {
-            f"{group}_mask": mask.to(self.world.device, non_blocking=True) for group, mask in sample["masks"].items()
-        }
-        return pixels | masks
+    def at(self, part: int = 0) -> At:
+        """Tell where in the run the coming step is, or a part of it."""
+        parts = self.recipe.run.accumulate
+        share = share_of_batch(self.recipe, self.world)
+        key = keyed.key_of(self.recipe.run.seed, self.step * parts + part)
+        return At(self.plan.progress(self.step), key, self.world.rank * share + part * share // parts)
+
+    def augment(self, batch: Batch) -> Batch:
+        """Return what the method takes."""
+        return augment(batch, self.mean, self.std, self.frames.cut if self.frames else None)
 
     def save(self) -> None:
         """Write what the log holds back, and a checkpoint, the latter while training goes on."""
@@ -250,14 +247,14 @@ class Trainer:
         """Go on from a checkpoint."""
         self.step, self.plan = saved.step, saved.plan
         self.method.load_state_dict(saved.model)
-        parameters = dict(self.method.student.named_parameters())
+        parameters = dict(self.method.trained.named_parameters())
         for key, tensor in saved.optimizer.items():
             name, _, entry = key.rpartition("/")
             self.optimizer.state[parameters[name]][entry] = tensor.to(self.world.device)
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         state = {}
-        for name, parameter in self.method.student.named_parameters():
+        for name, parameter in self.method.trained.named_parameters():
             for entry, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"{name}/{entry}"] = value
         return state
@@ -273,37 +270,3 @@ def _postfix(rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
     if "utilization" in last:
         speed["of peak"] = f"{last['utilization']:.0%}"
     return {"loss": f"{last['loss']:.3f}", **shares, **speed, "GiB": f"{last['memory_gib']:.1f}"}
-
-
-def clip_each(parameters: Sequence[torch.nn.Parameter], limit: float | None) -> Tensor:
-    """Scale the gradient of each tensor down to norm `limit` (DINO's clipping); return the largest norm there was."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
-    if limit is not None:
-        factors = (limit / (norms + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, list(factors.unbind()))
-    return norms.max()
-
-
-def _split(sample: Sample, parts: int) -> list[Sample]:
-    """Split a batch into equal parts."""
-
-    def part(groups: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-        return {group: tensor.chunk(parts)[number] for group, tensor in groups.items()}
-
-    return [
-        Sample(
-            views=part(sample["views"], number),
-            photometric=part(sample["photometric"], number),
-            masks=part(sample["masks"], number),
-        )
-        for number in range(parts)
-    ]
-
-
-def _parameter_groups(student: torch.nn.Module) -> list[dict[str, object]]:
-    """Split the parameters into decayed ones, and biases and other vectors, which are not."""
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    exempt = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return [{"params": decayed, "decayed": True}, {"params": exempt, "decayed": False}]

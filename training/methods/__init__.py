@@ -3,7 +3,8 @@
 A method's module has:
     Objective               a dataclass of its settings
     plan_views(rng, size, spec)     the views it wants of a clip whose frames have `size` (width, height)
-    Method                  a `training.methods.base.Method`: student, teacher and loss
+    Method(spec, build)     a `training.methods.method.Method`: what is trained, its losses, the encoder
+    clip_spec(spec)         the frames it wants, as a `ClipSpec`, if not those of `clips.frames` and `clips.stride`
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from types import ModuleType
 
 from video_distilled_encoder.errors import InputError
 
+_SHARED = ("method", "self_distillation")
+
 
 def method_names() -> list[str]:
     """Return the names of all methods."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
 
 
 def load_method(name: str) -> ModuleType:

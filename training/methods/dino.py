@@ -10,7 +10,6 @@ A pre-crop (`views.pre_crop_area`) is one for all frames of a clip. Legend: B = 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +17,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from training.data.batch import Batch
 from training.data.views import View, pre_crop, random_box
-from training.methods.base import DistillationObjective, Losses, Spec, Tower
-from training.methods.base import Method as BaseMethod
+from training.methods.method import At, Build, Losses, Spec
+from training.methods.self_distillation import DistillationObjective, SelfDistillation, Tower
 from video_distilled_encoder.errors import InputError
 
 
@@ -38,33 +38,35 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> l
     def flip() -> bool:
         return bool(rng.random() < config.flip)
 
+    large, small = (config.global_size,) * 2, (config.local_size,) * 2
     views = [
-        View("global", 0, random_box(rng, region, config.global_area), flip(), "view1"),
-        View("global", last, random_box(rng, region, config.global_area), flip(), "view2"),
+        View("global", 0, random_box(rng, region, config.global_area), flip(), large, "view1"),
+        View("global", last, random_box(rng, region, config.global_area), flip(), large, "view2"),
     ]
     source = region if config.local_from == "pre_crop" else frame
     for number in range(config.local_views):
         chosen = 0 if number < config.local_views / 2 else last
-        views.append(View("local", chosen, random_box(rng, source, config.local_area), flip(), "local"))
+        views.append(View("local", chosen, random_box(rng, source, config.local_area), flip(), small, "local"))
     return views
 
 
-class Method(BaseMethod):
+class Method(SelfDistillation):
     """Cross-entropy of class tokens between views."""
 
-    def __init__(self, spec: Spec, student: VisionTransformer, teacher: VisionTransformer) -> None:
+    def __init__(self, spec: Spec, build: Build) -> None:
         objective: Objective = spec.objective
         if spec.clips.frames not in (1, 2):
             raise InputError(f"dino takes clips of 1 frame, or 2 for time-aug; clips.frames is {spec.clips.frames}")
+        student, teacher = build(True), build(False)
         super().__init__(objective, Tower(student, objective.head), Tower(teacher, objective.head))
 
-    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
+    def forward(self, batch: Batch, at: At) -> Losses:
         """Average the loss over all pairs of a teacher's view and another student's view."""
         with torch.no_grad():
-            taught = encode_cls(self.teacher.backbone, views["global"])
-        learnt = [encode_cls(self.student.backbone, views[group]) for group in ("global", "local")]
+            taught = encode_cls(self.teacher.backbone, batch["global"]["pixels"])
+        learnt = [encode_cls(self.student.backbone, found["pixels"]) for found in batch.values()]
         metrics: dict[str, Tensor] = {}
-        loss = self.distill("cls", pair_views(torch.cat(learnt, dim=1)), taught, progress, metrics)
+        loss = self.distill("cls", pair_views(torch.cat(learnt, dim=1)), taught, at.progress, metrics)
         return Losses(loss, metrics | {"global_loss": loss.detach()})
 
 

@@ -10,7 +10,6 @@ Legend: B = clips, V = views, N = patches, C = width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +17,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training.data.views import PATCH, View
+from training.data.batch import Batch
+from training.data.views import View
 from training.methods import dino
-from training.methods.base import DistillationObjective, Losses, Spec, Tower
-from training.methods.base import Method as BaseMethod
+from training.methods.method import At, Build, Losses, Spec
+from training.methods.self_distillation import DistillationObjective, SelfDistillation, Tower
 from video_distilled_encoder.errors import InputError
 
 
@@ -46,11 +46,12 @@ class Objective(DistillationObjective):
 def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
     """Return DINO's views, the global ones with their masks."""
     objective: Objective = spec.objective
-    side = spec.views.global_size // PATCH
+    side = spec.views.global_size // spec.patch
     views = dino.plan_views(rng, size, spec)
     for number in range(2):
         share = rng.uniform(*objective.mask_share) if rng.random() < objective.mask_probability else 0.0
-        views[number] = views[number]._replace(mask=block_mask(rng, side, round(share * side * side)).ravel())
+        mask = block_mask(rng, side, round(share * side * side)).ravel()
+        views[number] = views[number]._replace(arrays={"mask": mask})
     return views
 
 
@@ -86,15 +87,16 @@ class Student(Tower):
         return backbone.norm(backbone.blocks(tokens))
 
 
-class Method(BaseMethod):
+class Method(SelfDistillation):
     """Cross-entropy of class tokens between views, and of masked patch tokens within them."""
 
     student: Student
 
-    def __init__(self, spec: Spec, student: VisionTransformer, teacher: VisionTransformer) -> None:
+    def __init__(self, spec: Spec, build: Build) -> None:
         objective: Objective = spec.objective
         if spec.clips.frames not in (1, 2):
             raise InputError(f"ibot takes clips of 1 frame, or 2 for time-aug; clips.frames is {spec.clips.frames}")
+        student, teacher = build(True), build(False)
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.patch_weight = objective.patch_weight
         self.mask_share = objective.mask_share
@@ -103,17 +105,19 @@ class Method(BaseMethod):
         """Return how many of a view's patches are masked at most."""
         return min(math.ceil(self.mask_share[1] * patches), patches)
 
-    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
+    def forward(self, batch: Batch, at: At) -> Losses:
         """Add the loss between views and `patch_weight` times that of the masked patches."""
-        pixels, mask_BVN = views["global"], views["global_mask"]
+        pixels, mask_BVN = batch["global"]["pixels"], batch["global"]["mask"]
         with torch.no_grad():
             taught_BVNC = self.teacher.backbone.forward_features(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         learnt_BVNC = self.student.encode_masked(pixels.flatten(0, 1), mask_BVN.flatten(0, 1))
         learnt_BVNC = learnt_BVNC.unflatten(0, pixels.shape[:2])
-        local_BVC = dino.encode_cls(self.student.backbone, views["local"])
+        learnt_cls = [learnt_BVNC[:, :, 0]]
+        if "local" in batch:
+            learnt_cls.append(dino.encode_cls(self.student.backbone, batch["local"]["pixels"]))
         metrics: dict[str, Tensor] = {}
-        learnt_cls = torch.cat([learnt_BVNC[:, :, 0], local_BVC], dim=1)
-        global_ = self.distill("cls", dino.pair_views(learnt_cls), taught_BVNC[:, :, 0], progress, metrics)
+        pairs = dino.pair_views(torch.cat(learnt_cls, dim=1))
+        global_ = self.distill("cls", pairs, taught_BVNC[:, :, 0], at.progress, metrics)
         # Each view's masked patches count alike, however many they are; a view without any counts nothing. The head
         # sees as many patches of each view as are masked at most, of which the others weigh nothing.
         weights_BVN = mask_BVN / mask_BVN.sum(-1, keepdim=True).clamp(min=1) / mask_BVN[..., 0].numel()
@@ -123,7 +127,7 @@ class Method(BaseMethod):
             "patch",
             masked_BVkC,
             taught_BVNC[:, :, 1:],
-            progress,
+            at.progress,
             metrics,
             weights=weights_BVk,
             chosen=chosen_BVk,

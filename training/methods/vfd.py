@@ -11,7 +11,6 @@ Legend: B = clips, F = future frames, L = local views per frame, N = patches, C 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,9 +19,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from training.data.views import PATCH, View, pre_crop, random_box
-from training.methods.base import DistillationObjective, Losses, Spec, Tower
-from training.methods.base import Method as BaseMethod
+from training.data.batch import Batch
+from training.data.views import View, pre_crop, random_box
+from training.methods.method import At, Build, Losses, Spec
+from training.methods.self_distillation import DistillationObjective, SelfDistillation, Tower
 from training.nn.heads import Predictor, PredictorConfig
 from video_distilled_encoder.errors import InputError
 
@@ -78,20 +78,23 @@ def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> l
     frame, cropped = pre_crop(rng, size, config)
     region = random_box(rng, cropped, config.global_area)
     flip = bool(rng.random() < config.flip)
-    mask = sample_patches(rng, (config.global_size // PATCH) ** 2, objective.patch_share)
+    mask = sample_patches(rng, (config.global_size // spec.patch) ** 2, objective.patch_share)
+    arrays = {} if mask is None else {"mask": mask}
+    future = future_frames(objective, spec.clips.frames)
+    large, small = (config.global_size,) * 2, (config.local_size,) * 2
     views = []
-    for number in range(spec.clips.frames):
+    for number in range(future.start - 1, future.stop):
         if not config.flip_shared:
             flip = bool(rng.random() < config.flip)
         style = objective.frame_styles
         if style == "mixed":
             style = ("view1", "view2")[rng.integers(2)]
-        views.append(View("global", number, region, flip, style, mask))
+        views.append(View("global", number, region, flip, large, style, arrays))
     source = cropped if config.local_from == "pre_crop" else frame
-    for number in future_frames(objective, spec.clips.frames):
+    for number in future:
         for _ in range(config.local_views):
             box = random_box(rng, source, config.local_area)
-            views.append(View("local", number, box, bool(rng.random() < config.flip), "local"))
+            views.append(View("local", number, box, bool(rng.random() < config.flip), small, "local"))
     return views
 
 
@@ -112,34 +115,35 @@ class Student(Tower):
         self.predictor = Predictor(backbone.embed_dim, objective.predictor)
 
 
-class Method(BaseMethod):
+class Method(SelfDistillation):
     """Equations 1 and 2."""
 
     student: Student
 
-    def __init__(self, spec: Spec, student: VisionTransformer, teacher: VisionTransformer) -> None:
+    def __init__(self, spec: Spec, build: Build) -> None:
         objective: Objective = spec.objective
         if spec.clips.frames < 2:
             raise InputError(f"vfd predicts the next frame: clips.frames must be at least 2, got {spec.clips.frames}")
+        if objective.global_weight and not spec.views.local_views:
+            raise InputError("vfd predicts from local views: raise views.local_views, or set objective.global_weight 0")
+        student, teacher = build(True), build(False)
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.objective = objective
-        self.frames = future_frames(objective, spec.clips.frames)
 
-    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
+    def forward(self, batch: Batch, at: At) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""
-        objective = self.objective
-        # slices: indices in a list would be sent to the device, which waits for them
-        future, now = (slice(self.frames.start - back, self.frames.stop - back) for back in (0, 1))
-        tokens_BFNC = self.teach(views["global"][:, future])
+        objective, progress = self.objective, at.progress
+        frames = batch["global"]["pixels"]
+        tokens_BFNC = self.teach(frames[:, 1:])
         total = torch.zeros((), device=tokens_BFNC.device)
         metrics: dict[str, Tensor] = {}
         if objective.dense_weight:
-            mask = views["global_mask"][:, now] if "global_mask" in views else None
-            loss = self.dense_loss(views["global"][:, now], tokens_BFNC[:, :, 1:], mask, progress, metrics)
+            mask = batch["global"]["mask"][:, :-1] if "mask" in batch["global"] else None
+            loss = self.dense_loss(frames[:, :-1], tokens_BFNC[:, :, 1:], mask, progress, metrics)
             metrics["dense_loss"] = loss.detach()
             total = total + objective.dense_weight * loss
         if objective.global_weight:
-            local = views["local"].unflatten(1, (len(self.frames), -1))
+            local = batch["local"]["pixels"].unflatten(1, (tokens_BFNC.shape[1], -1))
             loss = self.distill("cls", self.predict_cls(local), tokens_BFNC[:, :, 0], progress, metrics)
             metrics["global_loss"] = loss.detach()
             total = total + objective.global_weight * loss

@@ -13,7 +13,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-_MASK = 0xFFFFFFFF
+from training.common import keyed
 
 
 class GivenDropPath(nn.Module):
@@ -51,9 +51,9 @@ class DropPaths:
                 stack.register_forward_pre_hook(_Draw(self, rates, layers))
                 self.layers += len(layers)
 
-    def begin(self, seed: int, step: int) -> None:
+    def begin(self, key: int) -> None:
         """Set what the choices of the coming step depend on."""
-        self._key = (seed * 1_000_003 + step) & _MASK
+        self._key = key
         self._passes = 0
 
     def next_key(self) -> int:
@@ -83,7 +83,7 @@ class _Draw:
         numbers = torch.arange(self.first, self.first + len(self.layers), device=device)
         row = torch.arange(rows, device=device) + self.source.rank * rows
         self.rates = self.rates.to(device)
-        keep = uniform(_mix(row + _mix(key + numbers * 7919)[:, None])) >= self.rates
+        keep = keyed.unit(keyed.mix(row + keyed.mix(key + numbers * 7919)[:, None])) >= self.rates
         return keep / (1 - self.rates)
 
 
@@ -106,16 +106,3 @@ def _replace(stack: nn.Sequential) -> tuple[list[float], list[GivenDropPath]]:
                     rates.append(getattr(child, "drop_prob", None) or 0.0)
                     setattr(module, name, layers[-1])
     return rates, layers
-
-
-def uniform(bits: Tensor) -> Tensor:
-    """Turn 32-bit integers into float32 numbers in [0, 1)."""
-    return (bits >> 8).float() / 2**24
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scramble integers to 32 well-mixed bits (the "lowbias32" hash by C. Wellons)."""
-    x = x & _MASK
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)

@@ -17,55 +17,15 @@ from training.data.frame_store import ExtractConfig
 from training.data.photometric import PhotometricConfig
 from training.data.views import ViewsConfig
 from training.methods import load_method
-from training.methods.base import DistillationObjective, Spec
+from training.methods.method import Objective, Spec
+from training.models.backbone import BackboneConfig
+from training.nn.optimizer import OptimizerConfig
 from video_distilled_encoder.errors import InputError, MissingExtra
 
 RECIPES = Path(__file__).parent
 DEFAULT = "vfd-vits16"
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The encoder that is trained."""
-
-    architecture: str = "vit_small_patch16_224"
-    """A timm vision transformer."""
-    drop_path: float = 0.1
-    """Stochastic depth of the student (DINO)."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, its schedules, and the teacher's momentum (defaults: DINO's; shares are of the run)."""
-
-    learning_rate: float = 5e-4
-    """Peak, for a batch of 256; scaled linearly with the batch."""
-    learning_rate_end: float = 1e-6
-    """At the end of the cosine; not scaled."""
-    learning_rate_batch: Literal["clips", "frames"] = "clips"
-    """What the batch counts for that scaling: clips, or clips times frames (the papers' "batch 256" says neither)."""
-    warmup: float = 0.1
-    """Share of linear warm-up (10 of 100 epochs)."""
-    weight_decay: tuple[float, float] = (0.04, 0.4)
-    """At the start and at the end of a cosine; biases and norms are exempt."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's running averages."""
-    clip_grad: float | None = 3.0
-    """Largest norm of the gradient of each parameter tensor."""
-    freeze_last_layer: float = 0.01
-    """Share of the run during which the prototypes stay as they are (1 of 100 epochs)."""
-    teacher_momentum: tuple[float, float] = (0.996, 1.0)
-    """Of the teacher's moving average, at the start and at the end of a cosine."""
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.learning_rate_end < 0:
-            raise InputError("optimizer.learning_rate must be positive and .learning_rate_end not negative")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"optimizer.warmup is a share of the run in [0, 1), got {self.warmup}")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise InputError("optimizer.clip_grad must be positive, or null for none")
-        if not all(0 <= momentum <= 1 for momentum in self.teacher_momentum):
-            raise InputError(f"optimizer.teacher_momentum must lie in [0, 1], got {list(self.teacher_momentum)}")
+_MOVED = ("teacher_momentum", "freeze_last_layer")
+"""Settings that were once the optimiser's and are the objective's."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +90,18 @@ class Recipe:
     views: ViewsConfig
     photometric: PhotometricConfig
     backbone: BackboneConfig
-    objective: Any
-    """The method's own settings, its `Objective`."""
+    objective: Objective
+    """The method's own settings."""
     optimizer: OptimizerConfig
     run: RunConfig
+
+    def __post_init__(self) -> None:
+        self.views.check_sizes(self.backbone.patch)
 
     @property
     def spec(self) -> Spec:
         """What the method is told."""
-        return Spec(self.objective, self.clips, self.views)
+        return Spec(self.objective, self.clips, self.views, self.backbone.patch, self.backbone.config)
 
     def phases(self) -> list[float]:
         """Return where in the run, by its progress, its steps begin to cost something else, its end last."""
@@ -213,13 +176,20 @@ def _read_layer(path: Path) -> dict[str, Any]:
     content = read_mapping(path, "recipe")
     if "method" not in content:
         raise InputError(f"{path} is not a recipe: it names no `method`")
-    return content
+    return _with_moved_settings(content)
+
+
+def _with_moved_settings(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe, perhaps an older one, with the settings of the teacher where they are now."""
+    optimizer, objective = (dict(content.get(section) or {}) for section in ("optimizer", "objective"))
+    moved = {name: optimizer.pop(name) for name in _MOVED if name in optimizer}
+    return content | {"optimizer": optimizer, "objective": moved | objective} if moved else content
 
 
 def _merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Lay recipes over one another; of another method's objective, only what all methods have stays."""
+    """Lay recipes over one another; of another method's objective, only what the last one has too stays."""
     method = layers[-1]["method"]
-    common = {field.name for field in fields(DistillationObjective)}
+    common = {field.name for field in fields(load_method(method).Objective)}
     merged: dict[str, Any] = {}
     for layer in layers:
         if layer["method"] != method and "objective" in layer:

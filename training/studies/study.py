@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.common.yaml_files import find_file, read_as
-from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, open_stores
 from training.engine import handover
-from training.engine.assembly import build_method, clip_views
+from training.engine.assembly import build_method, clip_index, clip_views
 from training.engine.estimate import find_phases
 from training.engine.plan import mean_cost
 from training.evaluation.evidence import Subject, read_figure
@@ -25,7 +24,6 @@ from training.evaluation.statistics.comparison import cell
 from training.recipes.recipe import Recipe, read_recipe
 from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.files import atomic_path
-from video_distilled_encoder.model_config import ModelConfig
 
 STUDIES = Path(__file__).parent
 
@@ -135,14 +133,16 @@ def plan(
 
 def options(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as on a command line; without spaces, by which argparse tells values from options."""
-    return [f"--{key}={json.dumps(value, separators=(',', ':'))}" for key, value in settings.items()]
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in settings.items()
+    ]
 
 
 def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:
     """Return the floating-point operations of one clip, on the average of the run."""
-    index = ClipIndex(stores, recipe.clips, recipe.run.seed)
-    config = ModelConfig(architecture=recipe.backbone.architecture)
-    return mean_cost(find_phases(recipe, clip_views(recipe, index), build_method(recipe, config), config))
+    index = clip_index(recipe, stores)
+    return mean_cost(find_phases(recipe, clip_views(recipe, index), build_method(recipe)))
 
 
 def chained(recipe: Recipe, run: Path) -> Recipe:

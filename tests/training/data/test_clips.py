@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from training.data.clips import ClipIndex, ClipsConfig, clip_frames
+from training.data.clips import ClipIndex, ClipsConfig, ClipSpec, clip_frames
 from video_distilled_encoder.errors import InputError
 
 
@@ -22,7 +22,7 @@ def brute_force(times, stride, frames):
 @pytest.mark.parametrize("fps", [12.5, 25, 29.97, 60])
 def test_stride_is_in_seconds_at_any_frame_rate(fps):
     times = np.arange(int(4 * fps)) / fps
-    clips = clip_frames(times, np.zeros(len(times), int), ClipsConfig(3, 0.5))
+    clips = clip_frames(times, np.zeros(len(times), int), (0.0, 0.5, 1.0))
     step = 0.5 * fps
     assert np.abs(np.diff(clips, axis=1) - step).max() <= 1
     assert np.abs(clips[:, 2] - clips[:, 0] - 2 * step).max() <= 0.51
@@ -34,13 +34,13 @@ def test_variable_rates_and_gaps_equal_a_brute_force_search():
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.choice([0.03, 0.04, 0.05, 0.9], p=[0.4, 0.3, 0.29, 0.01], size=300))
     times -= times[0]
-    clips = clip_frames(times, np.zeros(len(times), int), ClipsConfig(3, 0.5))
+    clips = clip_frames(times, np.zeros(len(times), int), (0.0, 0.5, 1.0))
     assert clips.tolist() == brute_force(times, 0.5, 3)
 
 
 def test_no_clip_crosses_a_cut():
     times, shots = np.arange(40) / 10, np.repeat([0, 1], [18, 22])
-    clips = clip_frames(times, shots, ClipsConfig(3, 0.5))
+    clips = clip_frames(times, shots, (0.0, 0.5, 1.0))
     assert clips[:, 0].tolist() == [*range(8), *range(18, 30)]
     assert (shots[clips] == shots[clips[:, :1]]).all()
 
@@ -80,7 +80,7 @@ def test_survives_pickling():
 
 
 def test_videos_that_are_too_short_say_so():
-    with pytest.raises(InputError, match=r"spans 1 s, and the longest video has 0\.70 s"):
+    with pytest.raises(InputError, match=r"span 1 s, and the longest video has 0\.70 s"):
         ClipIndex(stores(5, 8), ClipsConfig(3, 0.5), seed=0)
     with pytest.raises(InputError, match=r"longest video has 0\.00 s"):
         ClipIndex(stores(1), ClipsConfig(3, 0.5), seed=0)
@@ -115,3 +115,25 @@ def test_a_balanced_folder_is_gone_through_before_a_clip_comes_again():
     assert {street.count(frame) for frame in range(10)} == {11}
     again = pickle.loads(pickle.dumps(index))
     assert [(again[p][0].folder, int(again[p][1][0])) for p in reversed(range(220))] == clips[::-1]
+
+
+def test_a_gap_is_drawn_anew_for_every_clip_and_stays_in_the_video():
+    spec = ClipSpec((0.0, 0.2), gap=(0.3, 2.0), draws=2)
+    index = ClipIndex(stores(60, 45), ClipsConfig(), seed=3, spec=spec)
+    assert len(index) == (60 - 22) + (45 - 22)
+    assert index.samples == 2 * len(index)
+    clips = [index[position] for position in range(4 * len(index))]
+    for (store, one), (same, other) in zip(clips[::2], clips[1::2], strict=True):
+        assert store is same  # two samples of one clip, one after another
+        assert one.tolist() == other.tolist()
+    gaps = np.array([(frames[2] - frames[1]) / 10 for _, frames in clips[::2]])
+    assert all(frames[2] < len(store) and frames[1] - frames[0] == 2 for store, frames in clips)
+    assert 0.3 <= gaps.min() < 0.5 < 1.8 < gaps.max() <= 2.0
+    assert gaps[: len(index)].tolist() != gaps[len(index) :].tolist()  # other gaps in the next epoch
+    again = pickle.loads(pickle.dumps(index))
+    assert [again[position][1].tolist() for position in range(20)] == [frames.tolist() for _, frames in clips[:20]]
+
+
+def test_the_seconds_between_frames_are_those_of_the_videos():
+    index = ClipIndex(stores(40), ClipsConfig(3, 0.083), seed=0)
+    assert index.offsets() == pytest.approx([0.0, 0.1, 0.2])  # ten frames a second have no 0.083 s

@@ -3,9 +3,13 @@ import pytest
 import torch
 
 from training.common.distributed import World
-from training.data.clips import ClipIndex
+from training.data.batch import augment, collate, split
+from training.data.box import Box
+from training.data.clips import ClipIndex, ClipsConfig, ClipSpec
 from training.data.frame_store import ExtractConfig, FrameStore, extract_video
-from training.data.loading import Place, load_batches
+from training.data.loading import ClipViews, Place, load_batches
+from training.data.photometric import PhotometricConfig
+from training.data.views import View, ViewsConfig, random_box
 from training.engine.assembly import clip_views
 from training.engine.plan import Plan
 from training.engine.schedule import Schedule
@@ -26,9 +30,7 @@ def batches(store, recipe, rank=0, size=1, start=0, steps=3):
 
 
 def equal(one, other):
-    return all(
-        torch.equal(one[kind][group], other[kind][group]) for kind in ("views", "photometric") for group in one[kind]
-    )
+    return all(torch.equal(one[group][name], other[group][name]) for group in one for name in one[group])
 
 
 def test_a_sample_is_a_function_of_seed_and_place_alone(store):
@@ -50,18 +52,18 @@ def test_workers_starts_and_ranks_change_nothing(store):
     assert equal(batches(store, recipe, start=2)[0], whole[2])
     shares = [batches(store, recipe, rank=rank, size=2) for rank in (0, 1)]
     for step in range(3):
-        joined = torch.cat([share[step]["views"]["global"] for share in shares])
-        assert torch.equal(joined, whole[step]["views"]["global"])
+        joined = torch.cat([share[step]["global"]["pixels"] for share in shares])
+        assert torch.equal(joined, whole[step]["global"]["pixels"])
 
 
 def test_a_run_may_begin_at_half_resolution(store):
     recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--objective.patch_share=0.5", "--run.batch_size=2"])
     first, second = batches(store, recipe, steps=2)
-    assert first["views"]["global"].shape == (2, 3, 3, 32, 32)
-    assert first["views"]["local"].shape[-1] == 16
-    assert second["views"]["global"].shape == (2, 3, 3, 64, 64)
-    assert first["masks"]["global"].sum(-1).unique().tolist() == [2]
-    assert second["masks"]["global"].sum(-1).unique().tolist() == [8]
+    assert first["global"]["pixels"].shape == (2, 3, 3, 32, 32)
+    assert first["local"]["pixels"].shape[-1] == 16
+    assert second["global"]["pixels"].shape == (2, 3, 3, 64, 64)
+    assert first["global"]["mask"].sum(-1).unique().tolist() == [2]
+    assert second["global"]["mask"].sum(-1).unique().tolist() == [8]
 
 
 @pytest.mark.parametrize("setting", ["--views.global_size=100", "--views.local_size=16 --views.low_resolution=0.1"])
@@ -80,6 +82,57 @@ def test_an_unequal_share_is_refused(store):
 
 def test_parameters_and_pixels_keep_their_types(store):
     sample = batches(store, read_recipe("smoke"))[0]
-    assert sample["views"]["global"].dtype == torch.uint8
-    assert sample["photometric"]["global"].dtype == torch.float32
-    assert np.all(sample["photometric"]["global"][..., :4].sum(-1).numpy() == 6)
+    assert sample["global"]["pixels"].dtype == torch.uint8
+    assert sample["global"]["photometric"].dtype == torch.float32
+    assert np.all(sample["global"]["photometric"][..., :4].sum(-1).numpy() == 6)
+
+
+def plan_pair(rng, size, config):
+    """Return views of two groups of a method's own, of other shapes, one without colours and with arrays beside it."""
+    box = random_box(rng, Box(0, 0, *size), (0.3, 0.6))
+    wide = [View("wide", 0, box, False, (32, 64), None, {"place": np.arange(4.0) + n}) for n in range(2)]
+    return [*wide, View("small", 1, box, True, (16, 16), "view1")]
+
+
+def test_groups_shapes_and_arrays_are_the_methods_and_no_style_leaves_colours(store):
+    index = ClipIndex([store], ClipsConfig(2, 0.5), 0)
+    clips = ClipViews(index, plan_pair, ViewsConfig(), PhotometricConfig(), seed=0)
+    sample = clips[Place(0, 0.0)]
+    assert sample["wide"]["pixels"].shape == (2, 3, 32, 64)
+    assert sample["small"]["pixels"].shape == (1, 3, 16, 16)
+    assert sample["wide"]["place"].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4]]
+    augmented = augment(collate([sample]), torch.zeros(3), torch.ones(3))
+    assert torch.allclose(augmented["wide"]["pixels"][0] * 255, sample["wide"]["pixels"].float(), atol=1e-3)
+    assert not torch.allclose(augmented["small"]["pixels"][0] * 255, sample["small"]["pixels"].float(), atol=1.0)
+    parts = split(collate([sample, clips[Place(1, 0.0)]]), 2)
+    assert equal(parts[0], collate([sample]))
+
+
+def test_samples_of_one_clip_are_cut_from_frames_that_are_read_once(store, monkeypatch):
+    reads, read = [], FrameStore.read
+    monkeypatch.setattr(FrameStore, "read", lambda *where: reads.append(where[1]) or read(*where))
+    index = ClipIndex([store], ClipsConfig(2, 0.5), 0, ClipSpec((0.0, 0.5), draws=2))
+    clips = ClipViews(index, plan_pair, ViewsConfig(), PhotometricConfig(), seed=0)
+    places = [Place(position, 0.0) for position in range(6)]
+    together = clips.__getitems__(places)
+    assert len(reads) == 3 * 2
+    for one, other in zip(together, [clips[place] for place in places], strict=True):
+        assert torch.equal(one["small"]["photometric"], other["small"]["photometric"])
+        # a larger region of the frame is decoded: to a grey level or two the same
+        assert (one["wide"]["pixels"].int() - other["wide"]["pixels"].int()).abs().float().mean() < 1
+    assert not torch.equal(together[0]["wide"]["pixels"], together[1]["wide"]["pixels"])
+
+
+def test_the_last_part_of_a_run_takes_its_sizes_in_turn(store):
+    settings = ["--views.end_sizes=[48,64,96]", "--views.end_share=0.5", "--views.low_resolution=0.25"]
+    recipe = read_recipe("smoke", [*settings, "--objective.patch_share=0.5"])
+    assert recipe.phases() == [0.25, 0.5, 1.0]
+    found = batches(store, recipe, steps=12)
+    sizes = [batch["global"]["pixels"].shape[-1] for batch in found]
+    assert sizes == [32] * 3 + [64] * 3 + [48, 64, 96, 48, 64, 96]
+    assert [batch["global"]["mask"].shape[-1] for batch in found[6:9]] == [9, 16, 36]
+    assert all(batch["local"]["pixels"].shape[-1] == 32 for batch in found[3:])
+    with pytest.raises(InputError, match=r"views\.end_sizes must be multiples of 16, got \[50\]"):
+        read_recipe("smoke", ["--views.end_sizes=[50]"])
+    with pytest.raises(InputError, match=r"views\.end_share is a share of what views\.low_resolution 0\.5 leaves"):
+        read_recipe("smoke", ["--views.end_sizes=[64]", "--views.end_share=0.6", "--views.low_resolution=0.5"])

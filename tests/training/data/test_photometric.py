@@ -47,7 +47,7 @@ def test_blur_equals_torchvision(images):
 
 def test_apply_runs_the_drawn_operations_in_the_drawn_order(images):
     """Whole chain against torchvision, one image at a time."""
-    views = [View("global", 0, Box(0, 0, 8, 8), False, style) for style in ("view1", "view2") * 20]
+    views = [View("global", 0, Box(0, 0, 8, 8), False, (8, 8), style) for style in ("view1", "view2") * 20]
     config = PhotometricConfig(greyscale=0.3, solarize=(0.3, 0.3, 0.3))
     parameters = torch.from_numpy(draw_parameters(np.random.default_rng(3), views, config))
     pixels = (images.repeat(8, 1, 1, 1) * 255).to(torch.uint8)
@@ -78,7 +78,7 @@ def test_parameters_follow_style_and_probability():
     config = PhotometricConfig()
     rng = np.random.default_rng(0)
     rows = {
-        style: draw_parameters(rng, [View("global", 0, Box(0, 0, 8, 8), False, style)] * 4000, config)
+        style: draw_parameters(rng, [View("global", 0, Box(0, 0, 8, 8), False, (8, 8), style)] * 4000, config)
         for style in ("view1", "view2", "local")
     }
     assert [round(float((r[:, 9] > 0).mean()), 1) for r in rows.values()] == [1.0, 0.1, 0.5]
@@ -94,7 +94,7 @@ def test_parameters_follow_style_and_probability():
 def test_a_sample_does_not_depend_on_its_neighbours():
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (6, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    views = [View("local", 0, Box(0, 0, 8, 8), False, "local")] * 12
+    views = [View("local", 0, Box(0, 0, 8, 8), False, (8, 8), "local")] * 12
     parameters = torch.from_numpy(draw_parameters(np.random.default_rng(0), views, PhotometricConfig())).view(6, 2, -1)
     mean = std = torch.tensor([0.5, 0.5, 0.5])
     together = photometric.apply(pixels, parameters, mean, std)

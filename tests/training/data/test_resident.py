@@ -78,11 +78,11 @@ def test_crops_are_those_of_the_workers_to_a_grey_level(clip, tmp_path, size):
         across, down = generator.integers(4, width + 1), generator.integers(4, height + 1)
         left, top = generator.integers(width - across + 1), generator.integers(height - down + 1)
         box, flip, frame = Box(left, top, across, down), bool(number % 3), number % 13
-        rows.append((store.first_resident + frame, *box, flip, size))
-        expected.append(cut(store.pixels[frame], box, size, flip))
-    got = frames.cut(torch.tensor(rows).view(5, 6, 7))
+        rows.append((store.first_resident + frame, *box, flip, size, size // 2))
+        expected.append(cut(store.pixels[frame], box, (size, size // 2), flip))
+    got = frames.cut(torch.tensor(rows).view(5, 6, 8))
     difference = (got.flatten(0, 1).int() - torch.stack(expected).int()).abs()
-    assert got.shape == (5, 6, 3, size, size)
+    assert got.shape == (5, 6, 3, size, size // 2)
     assert difference.float().mean() < 0.5
     assert difference[::2].max() <= 3
     # where noise overshoots, the workers' 8-bit lines between the two passes are cut off at black and white, and how
@@ -101,11 +101,11 @@ def test_views_and_colours_are_those_that_workers_cut(clip, tmp_path):
         clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0), resident=where == "device")
         batches[where] = list(load_batches(clips, schedule, world, recipe.run.workers))
     for disk, memory, device in zip(*batches.values(), strict=True):
-        for group, views in disk["views"].items():
-            assert torch.equal(memory["views"][group], views)
-            difference = (frames.cut(device["views"][group]).int() - views.int()).abs().float()
+        for group, found in disk.items():
+            assert torch.equal(memory[group]["pixels"], found["pixels"])
+            difference = (frames.cut(device[group]["pixels"]).int() - found["pixels"].int()).abs().float()
             assert difference.mean() < 0.2
-            assert torch.equal(device["photometric"][group], disk["photometric"][group])
+            assert torch.equal(device[group]["photometric"], found["photometric"])
 
 
 def test_a_run_learns_the_same_from_frames_on_the_device(losses, clip, tmp_path):
@@ -130,4 +130,4 @@ def test_blur_is_in_proportion_to_the_views(clip, tmp_path):
     clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
     low, full = load_batches(clips, schedule, world, recipe.run.workers)
     widest = recipe.photometric.blur_sigma[1]
-    assert 0 < low["photometric"]["local"][..., 9].max() <= widest / 2 < full["photometric"]["local"][..., 9].max()
+    assert 0 < low["local"]["photometric"][..., 9].max() <= widest / 2 < full["local"]["photometric"][..., 9].max()

@@ -7,10 +7,10 @@ from timm.models.vision_transformer import Attention
 from training.data.clips import ClipIndex
 from training.data.frame_store import ExtractConfig, FrameStore, extract_video
 from training.engine.assembly import build_method, clip_views
-from training.engine.estimate import expected_memory, flops_per_clip
+from training.engine.estimate import expected_memory, find_phases, flops_per_clip
+from training.methods.method import At
 from training.pretrain import main
 from training.recipes.recipe import read_recipe
-from video_distilled_encoder import ModelConfig
 
 
 def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tmp_path, capsys):
@@ -32,18 +32,18 @@ def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path,
     recipe = read_recipe("smoke", [f"--run.batch_size={batch}", "--backbone.drop_path=0.0"])
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
     clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
-    config = ModelConfig(architecture=recipe.backbone.architecture)
-    method = build_method(recipe, config)
-    memory = expected_memory(recipe, clips, method, config, bf16=False)
+    method = build_method(recipe)
+    memory = expected_memory(recipe, clips, method, bf16=False)
     held = {}
 
     def count(tensor):
         held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    views = {"global": torch.rand(batch, 3, 3, 64, 64), "local": torch.rand(batch, 4, 3, 32, 32)}
+    sizes = {"global": (3, 64), "local": (4, 32)}
+    views = {group: {"pixels": torch.rand(batch, n, 3, side, side)} for group, (n, side) in sizes.items()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        losses = method(views, 0.5)
+        losses = method(views, At(0.5))
     weights = sum(parameter.numel() * 4 for parameter in method.student.parameters())
     assert losses.total.isfinite()
     assert memory["activations"] == pytest.approx(sum(held.values()) - weights, rel=0.1)
@@ -54,8 +54,7 @@ def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
     recipe = read_recipe("smoke")
     store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
     clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
-    config = ModelConfig(architecture=recipe.backbone.architecture)
-    method = build_method(recipe, config)
+    method = build_method(recipe)
     forward = {"student": 0.0, "teacher": 0.0}
 
     def count(tower):
@@ -72,8 +71,22 @@ def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
         for layer in getattr(method, tower).modules():
             if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | Attention):
                 layer.register_forward_hook(count(tower))
-    got = flops_per_clip(clips, method, config)
+    got = flops_per_clip(clips, method, recipe.backbone.config)
     # two clips were counted; a backward pass costs twice the forward pass; the loss is some percent
     layers = (3 * forward["student"] + forward["teacher"]) / 2
     assert 0.995 * layers < got < 1.1 * layers
     assert all(parameter.grad is None for parameter in method.parameters())
+
+
+def test_sizes_in_turn_cost_their_mean(clip, tmp_path):
+    settings = ["--views.end_sizes=[32,96]", "--views.end_share=0.5"]
+    recipe = read_recipe("smoke", settings)
+    store = FrameStore(extract_video(clip, tmp_path, recipe.extract))
+    clips, method = clip_views(recipe, ClipIndex([store], recipe.clips, 0)), build_method(recipe)
+    first, last = find_phases(recipe, clips, method)
+    config = recipe.backbone.config
+    one, other = (flops_per_clip(clips, method, config, 0.5, step) for step in (0, 1))
+    assert one < first.cost < other
+    assert last.cost == (one + other) / 2
+    largest = expected_memory(recipe, clips, method, bf16=False)["views"]
+    assert largest > expected_memory(read_recipe("smoke"), clips, method, bf16=False)["views"]

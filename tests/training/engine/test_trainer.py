@@ -3,6 +3,7 @@ import random
 import time
 from collections import deque
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,10 +20,11 @@ from training.engine.assembly import build_method, clip_views
 from training.engine.log import Log, Step
 from training.engine.plan import Budget, Phase, Plan
 from training.engine.schedule import Schedule
-from training.engine.trainer import Trainer, clip_each
+from training.engine.trainer import Trainer
+from training.nn.optimizer import OptimizerConfig, clip
 from training.nn.schedules import cosine, linear_warmup, warmup_cosine
 from training.recipes.recipe import read_recipe
-from video_distilled_encoder import InputError, ModelConfig
+from video_distilled_encoder import InputError
 
 
 def test_cosine_follows_dinos_scheduler():
@@ -46,11 +48,32 @@ def test_linear_warmup():
     assert linear_warmup(0.04, 0.07, 0.0, 0.0) == 0.07
 
 
-def test_each_tensor_is_clipped_by_its_own_norm():
+def with_gradients():
     parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(3)]
     for parameter, scale in zip(parameters[:2], (10.0, 0.5), strict=True):
         parameter.grad = torch.full((4,), scale)
-    largest = clip_each(parameters, 3.0)
+    return parameters
+
+
+def test_gradients_are_clipped_together_as_torch_does():
+    ours, theirs = with_gradients(), with_gradients()
+    norm = torch.nn.utils.clip_grad_norm_(theirs, 3.0)
+    assert clip(ours, 3.0, together=True).item() == pytest.approx(norm.item())
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        assert torch.allclose(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(("rule", "peak"), [("linear", 8e-3), ("square_root", 4e-3), ("absolute", 2e-3)])
+def test_the_learning_rate_follows_the_batch_by_its_rule(rule, peak):
+    config = OptimizerConfig(learning_rate=2e-3, learning_rate_rule=rule)
+    assert config.peak(clips=1024, frames=3) == pytest.approx(peak)
+    if rule == "linear":
+        assert replace(config, learning_rate_batch="frames").peak(1024, 3) == pytest.approx(3 * peak)
+
+
+def test_each_tensor_is_clipped_by_its_own_norm():
+    parameters = with_gradients()
+    largest = clip(parameters, 3.0)
     assert largest.item() == pytest.approx(20.0)
     assert parameters[0].grad.norm().item() == pytest.approx(3.0, rel=1e-5)
     assert math.isclose(parameters[1].grad.norm().item(), 1.0)
@@ -87,20 +110,19 @@ def trainer_and_sample(clip, folder, device, *settings, recipe="smoke"):
     recipe = read_recipe(recipe, [f"--run.device={device}", *SMALL, *settings])
     index = ClipIndex(open_stores({extract_video(clip, folder, recipe.extract): "videos"}), recipe.clips, 0)
     clips = clip_views(recipe, index)
-    config = ModelConfig(architecture=recipe.backbone.architecture)
     world = distributed.start(device)
-    trainer = Trainer(recipe, build_method(recipe, config), clips, config, folder, world, [Phase(1.0, 1e9)])
+    trainer = Trainer(recipe, build_method(recipe), clips, folder, world, [Phase(1.0, 1e9)])
     return trainer, next(load_batches(clips, Schedule(recipe, Plan.of(2), 0, world), world, recipe.run.workers))
 
 
 @pytest.mark.parametrize("recipe", ["smoke", "release", "vfd-dense", "dino-time-aug", "ibot"])
 def test_a_step_does_not_wait_for_its_results(recipe, clip, tmp_path):
     trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", "--clips.in_memory=false", recipe=recipe)
-    views = trainer.augment(sample)
-    trainer.augment = lambda sample: views  # it plans on the CPU, by numbers that are there
+    batch = trainer.augment(sample)
+    trainer.augment = lambda sample: batch  # it plans on the CPU, by numbers that are there
     trainer.set_schedules()
     with Waits() as waits:
-        trainer.optimize(sample, 0.99)
+        trainer.optimize(sample)
     assert waits.seen == []
 
 
@@ -108,10 +130,10 @@ def test_a_step_does_not_wait_for_its_results(recipe, clip, tmp_path):
 def test_a_step_does_not_wait_for_the_gpu(clip, tmp_path):
     trainer, sample = trainer_and_sample(clip, tmp_path, "cuda", "--objective.patch_share=0.5")
     trainer.set_schedules()
-    trainer.optimize(sample, 0.99)
+    trainer.optimize(sample)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.optimize(sample, 0.99)
+        trainer.optimize(sample)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -135,7 +157,7 @@ def test_compiled_parts_learn_the_same(clip, tmp_path, monkeypatch):
         settings = [f"--run.compile={option}", "--backbone.drop_path=0.5", "--objective.token_dropout=1.0"]
         trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", "--objective.patch_share=0.5", *settings)
         trainer.set_schedules()
-        values.append(trainer.optimize(sample, 0.99)["loss"].item())
+        values.append(trainer.optimize(sample)[0]["loss"].item())
         assert bool(shapes) == (option == "true")
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     # teacher, the student's seen patches, local views; heads take (rows, C)

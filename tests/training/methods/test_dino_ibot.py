@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from training.common.yaml_files import names_in
+from training.data.batch import augment, collate
 from training.data.loading import Place
 from training.engine.assembly import build_method, clip_views
 from training.methods import ibot, load_method, method_names
+from training.methods.method import At
 from training.recipes.recipe import RECIPES, read_recipe
-from video_distilled_encoder import InputError, ModelConfig
+from video_distilled_encoder import InputError
 
 TAU_S, TAU_T = 0.1, 0.05
 SMALL = [
@@ -30,7 +32,7 @@ SMALL = [
 def build(recipe_name, *overrides):
     recipe = read_recipe(recipe_name, [*SMALL, *overrides])
     torch.manual_seed(0)
-    method = build_method(recipe, ModelConfig(architecture=recipe.backbone.architecture)).double().train()
+    method = build_method(recipe).double().train()
     with torch.no_grad():
         for balance in (method.cls_balance, method.patch_balance):
             balance.center.normal_(std=0.05)
@@ -46,9 +48,8 @@ def batch(clips=2, locals_=3):
     mask[0, 0, [3, 4, 7]] = True
     mask[1, 1, [0, 15]] = True
     return {
-        "global": torch.randn(clips, 2, 3, 64, 64, **draw),
-        "local": torch.randn(clips, locals_, 3, 32, 32, **draw),
-        "global_mask": mask,
+        "global": {"pixels": torch.randn(clips, 2, 3, 64, 64, **draw), "mask": mask},
+        "local": {"pixels": torch.randn(clips, locals_, 3, 32, 32, **draw)},
     }
 
 
@@ -66,11 +67,11 @@ def plain_dino(method, views, student_globals):
         student = [method.student.head(cls) for cls in student_globals[b]]
         student += [
             method.student.head(method.student.backbone.forward_features(view[None])[0, 0])
-            for view in views["local"][b]
+            for view in views["local"]["pixels"][b]
         ]
         for own in range(2):
             with torch.no_grad():
-                cls = method.teacher.backbone.forward_features(views["global"][b, own][None])[0, 0]
+                cls = method.teacher.backbone.forward_features(views["global"]["pixels"][b, own][None])[0, 0]
                 p = target(method, cls, method.cls_balance)
             terms += [cross_entropy(p, logits) for other, logits in enumerate(student) if other != own]
     return sum(terms) / len(terms)
@@ -89,10 +90,12 @@ def assert_equal_gradients(method, reference):
 def test_dino_equals_a_loop_over_pairs_of_views():
     _, method = build("dino-pre-crop")
     views, reference = batch(), copy.deepcopy(method)
-    total, _ = method(views, progress=0.0)
+    total, _ = method(views, At(0.0))
     total.backward()
     encode = reference.student.backbone.forward_features
-    expected = plain_dino(reference, views, [[encode(view[None])[0, 0] for view in clip] for clip in views["global"]])
+    expected = plain_dino(
+        reference, views, [[encode(view[None])[0, 0] for view in clip] for clip in views["global"]["pixels"]]
+    )
     expected.backward()
     assert total.item() == pytest.approx(expected.item(), rel=1e-9)
     assert_equal_gradients(method, reference)
@@ -111,19 +114,19 @@ def masked_tokens(student, image, mask):
 def test_ibot_equals_a_loop_over_masked_patches():
     _, method = build("ibot")
     views, reference = batch(), copy.deepcopy(method)
-    total, metrics = method(views, progress=0.0)
+    total, metrics = method(views, At(0.0))
     total.backward()
     tokens = [
         [masked_tokens(reference.student, view, mask) for view, mask in zip(clip, masks, strict=True)]
-        for clip, masks in zip(views["global"], views["global_mask"], strict=True)
+        for clip, masks in zip(views["global"]["pixels"], views["global"]["mask"], strict=True)
     ]
     global_ = plain_dino(reference, views, [[view[0] for view in clip] for clip in tokens])
     patch = 0.0
     for b in range(2):
         for v in range(2):
-            places = views["global_mask"][b, v].nonzero()[:, 0]
+            places = views["global"]["mask"][b, v].nonzero()[:, 0]
             with torch.no_grad():
-                taught = reference.teacher.backbone.forward_features(views["global"][b, v][None])[0, 1:]
+                taught = reference.teacher.backbone.forward_features(views["global"]["pixels"][b, v][None])[0, 1:]
             for place in places:
                 p = target(reference, taught[place], reference.patch_balance)
                 logits = reference.student.head(tokens[b][v][1 + place])
@@ -164,14 +167,18 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
         def __getitem__(self, position):
             return self, np.arange(recipe.clips.frames)
 
+        def number_of(self, position):
+            return position
+
         def read(self, number, box, scale):
             frame = np.random.default_rng(number).integers(0, 255, (90, 160, 3), dtype=np.uint8)
             return frame[box.top : box.top + box.height, box.left : box.left + box.width]
 
     sample = clip_views(recipe, OneClip())[Place(0, 0.5)]
-    views = {group: view[None].double() / 255 for group, view in sample["views"].items()}
-    views |= {f"{group}_mask": mask[None] for group, mask in sample["masks"].items()}
-    total, metrics = method(views, progress=0.5)
+    views = augment(collate([sample]), torch.zeros(3), torch.ones(3))
+    for found in views.values():
+        found["pixels"] = found["pixels"].double()
+    total, metrics = method(views, At(0.5))
     total.backward()
     assert total.isfinite()
     assert "cls_feature_std" in metrics or "patch_feature_std" in metrics

@@ -2,6 +2,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from training.common import keyed
 from training.nn.drop_path import DropPaths
 from training.nn.heads import Predictor, PredictorConfig
 from video_distilled_encoder import ModelConfig
@@ -21,7 +22,7 @@ def scales(rows=4000, rates=(0.5, 0.5), rank=0, seed=0, step=0, passes=1, tokens
     """Return (layers, rows) what each layer multiplied its rows by, in the last of so many passes."""
     stack = nn.Sequential(*[Branch(rate) for rate in rates]).train()
     paths = DropPaths(stack, rank)
-    paths.begin(seed, step)
+    paths.begin(keyed.key_of(seed, step))
     for _ in range(passes):
         out = stack(torch.ones(rows, tokens, len(rates)))
     assert torch.equal(out, out[:, :1].expand_as(out))
@@ -69,7 +70,7 @@ def test_a_backbone_is_timm_s_in_eval_mode_and_a_function_of_the_step_in_trainin
     backbone.train()
 
     def step(number):
-        paths.begin(0, number)
+        paths.begin(number)
         return backbone(pixels)
 
     first = step(0)

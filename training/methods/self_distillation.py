@@ -1,32 +1,35 @@
-"""What all methods share: a student, a teacher that follows it, and the distillation of tokens.
+"""What methods of self-distillation share: a student, a teacher that follows it, and the distillation of tokens.
 
 Legend: B = clips, N = patches, C = width, D = prototypes.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from training.common import distributed
-from training.common.monitors import Stopwatch
-from training.data.clips import ClipsConfig
-from training.data.views import ViewsConfig
+from training.methods.method import At, Method, Objective
 from training.nn.balance import Balance, TargetKind
 from training.nn.distillation import distill
 from training.nn.heads import HeadConfig, ProjectionHead
-from training.nn.schedules import linear_warmup
+from training.nn.schedules import cosine, linear_warmup
+from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError
+
+_COLLAPSED_STD = 0.02
+"""Spread of the features below which all images look the same."""
+_COLLAPSE_STEPS = 50
+"""Steps after which that is no accident."""
 
 
 @dataclass(frozen=True)
-class DistillationObjective:
+class DistillationObjective(Objective):
     """Settings that every method of self-distillation has."""
 
     targets: TargetKind = "centering"
@@ -39,6 +42,10 @@ class DistillationObjective:
     """tau_T at the start and after its warm-up (DINO's longer recipe; its code's default is 0.04 flat)."""
     teacher_temperature_warmup: float = 0.3
     """Share of the run over which tau_T rises (DINO: 30 of 100 epochs)."""
+    teacher_momentum: tuple[float, float] = (0.996, 1.0)
+    """Of the teacher's moving average, at the start and at the end of a cosine (DINO)."""
+    freeze_last_layer: float = 0.01
+    """Share of the run during which the prototypes stay as they are (DINO: 1 of 100 epochs)."""
     head: HeadConfig = field(default_factory=HeadConfig)
     """The projection head."""
 
@@ -47,29 +54,8 @@ class DistillationObjective:
             raise InputError("objective temperatures must be positive")
         if not 0 <= self.teacher_temperature_warmup <= 1:
             raise InputError("objective.teacher_temperature_warmup is a share of the run, in [0, 1]")
-
-    def phases(self) -> list[float]:
-        """Return where in the run, by its progress, its steps begin to cost something else."""
-        return []
-
-
-class Spec(NamedTuple):
-    """What a method is told of a recipe."""
-
-    objective: Any
-    """Its own settings."""
-    clips: ClipsConfig
-    views: ViewsConfig
-    """With the sizes now in force."""
-
-
-class Losses(NamedTuple):
-    """What a method returns for one batch."""
-
-    total: Tensor
-    """Scalar with gradients."""
-    metrics: dict[str, Tensor]
-    """Named scalars without gradients, for the log; they stay on the device."""
+        if not all(0 <= momentum <= 1 for momentum in self.teacher_momentum):
+            raise InputError(f"objective.teacher_momentum must lie in [0, 1], got {list(self.teacher_momentum)}")
 
 
 class Tower(nn.Module):
@@ -87,7 +73,7 @@ class Tower(nn.Module):
         return self.own_patch_head or self.head
 
 
-class Method(nn.Module, ABC):
+class SelfDistillation(Method):
     """A student trained by gradients and a teacher that is its moving average.
 
     The teacher's modules are a subset of the student's, under the same names.
@@ -102,28 +88,51 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.student = student
         self.teacher = teacher
-        self.stopwatch = Stopwatch()
-        """Of the parts of a step that are no network: `balance_time` of the targets, and `loss_time`."""
         self._settings = objective
         arguments = (objective.head.prototypes, objective.targets, objective.center_momentum)
         self.cls_balance = Balance(*arguments)
         self.patch_balance = Balance(*arguments)
+        self._collapsed = 0
         self.start_teacher()
 
-    @abstractmethod
-    def forward(self, views: Mapping[str, Tensor], progress: float) -> Losses:
-        """Compute the losses of a batch.
+    @property
+    def trained(self) -> Tower:
+        """The student."""
+        return self.student
 
-        Args:
-            views: per group of views (B, n, 3, H, W) normalised pixels, n in the order of `plan_views`, and under
-                "GROUP_mask" (B, n, N) the views' masks if they have any.
-            progress: share of the run that is over, in [0, 1).
-        """
+    def encoder(self) -> VisionTransformer:
+        """Return the teacher's backbone, the better one of the two."""
+        return self.teacher.backbone
 
-    def last_layer(self) -> list[nn.Parameter]:
-        """Return the student's parameters that are frozen at the start of a run: prototypes and gains."""
+    def held(self, at: At) -> list[nn.Parameter]:
+        """Return the student's prototypes and gains at the start of a run."""
+        if at.progress >= self._settings.freeze_last_layer:
+            return []
         heads = {self.student.head, self.student.patch_head}
         return [parameter for head in heads for parameter in (head.prototypes, head.gain)]
+
+    def after_step(self, at: At) -> dict[str, float]:
+        """Let the teacher follow."""
+        momentum = cosine(*self._settings.teacher_momentum, at.progress)
+        self.update_teacher(momentum)
+        return {"teacher_momentum": momentum}
+
+    def start_from(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Take a backbone's weights for both."""
+        model_directory.load_strictly(self.student.backbone, state, where)
+        self.start_teacher()
+
+    def watch(self, row: Mapping[str, float]) -> str | None:
+        """Tell when all images have looked the same for some time."""
+        spread = min((value for name, value in row.items() if name.endswith("feature_std")), default=1.0)
+        self._collapsed = self._collapsed + 1 if spread < _COLLAPSED_STD else 0
+        if self._collapsed < _COLLAPSE_STEPS:
+            return None
+        return (
+            f"the features have collapsed: for {_COLLAPSE_STEPS} steps their spread has been below {_COLLAPSED_STD}, "
+            "so all images look the same; set objective.targets to sinkhorn_knopp, lower optimizer.learning_rate or "
+            "raise objective.teacher_momentum, and train anew"
+        )
 
     def teacher_temperature(self, progress: float) -> float:
         """Return tau_T."""
@@ -194,7 +203,7 @@ class Method(nn.Module, ABC):
         names, old = zip(*self.teacher.named_parameters(), strict=True)
         torch._foreach_lerp_(list(old), [student[name] for name in names], 1 - momentum)
 
-    def train(self, mode: bool = True) -> Method:
+    def train(self, mode: bool = True) -> SelfDistillation:
         """Set the student's mode; the teacher stays in eval mode (no drop path)."""
         super().train(mode)
         self.teacher.eval()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.methods.base import feature_spread
+from training.methods.self_distillation import feature_spread
 
 
 def test_spread_and_rank_are_those_of_the_covariances_eigenvalues():

@@ -1,0 +1,41 @@
+"""Random numbers as a function of a key and of their place, on any device, with no generator's state to keep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def key_of(seed: int, number: int) -> int:
+    """Return the 32-bit key of a numbered event of a run."""
+    return (seed * 1_000_003 + number) & _MASK
+
+
+def uniform(key: int, rows: Tensor, columns: int) -> Tensor:
+    """Draw numbers that depend on the key, the row's number and the column.
+
+    Args:
+        key: of what is drawn; another key, other numbers.
+        rows: (n,) int64 numbers of the rows, as of the clips in the whole batch.
+        columns: how many are drawn for each.
+
+    Returns:
+        (n, columns) float32 in [0, 1).
+    """
+    column = mix(key + torch.arange(columns, device=rows.device) * 7919)
+    return unit(mix(rows[:, None] + column))
+
+
+def unit(bits: Tensor) -> Tensor:
+    """Turn 32-bit integers into float32 numbers in [0, 1)."""
+    return (bits >> 8).float() / 2**24
+
+
+def mix(x: Tensor) -> Tensor:
+    """Scramble integers to 32 well-mixed bits (the "lowbias32" hash by C. Wellons)."""
+    x = x & _MASK
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
