@@ -3,6 +3,7 @@
 nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name of this package's or timm's format
 encoder.onnx                           an export of vde-export, in its runtime: what its precision costs
 timm:vit_small_patch16_224.dino        any timm model, with its published weights
+timm:resnet50@16                       of a convolutional network, the last map that is 16 times smaller than the image
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,9 @@ class Model(ABC):
         config: how images become its input.
         device: where it computes.
     """
+
+    licence = "a licence that is not stated"
+    """Of the weights, as their source names it."""
 
     def __init__(self, description: dict[str, object], patch_size: int, config: ModelConfig, device: str) -> None:
         self.description = description
@@ -76,9 +81,47 @@ class Model(ABC):
         cls, grid = self._features(pixels, layers)
         return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
 
+    @torch.no_grad()
+    def features(self, pixels: Tensor, config: ModelConfig, size: tuple[int, int]) -> EncoderOutput:
+        """Return the features of pixels that were made for another model, as a frozen teacher gives them.
+
+        Args:
+            pixels: (B, 3, H, W), normalised as `config` has it.
+            config: of the model that they were made for.
+            size: pixels of this network's input, (height, width), multiples of the patch size.
+
+        Returns:
+            cls (B, C), patches (B, N, C), grid (B, C, h, w), float32, on the device of the pixels.
+        """
+        if pixels.device != self.device:
+            self.to(pixels.device)
+        if size != pixels.shape[-2:]:
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+        # one factor and one summand a channel lead from one normalisation to another
+        factor, summand = (
+            pixels.new_tensor(values).view(3, 1, 1)
+            for values in zip(
+                *map(_renormalise, config.mean, config.std, self.config.mean, self.config.std), strict=True
+            )
+        )
+        cls, grid = self._features(pixels * factor + summand, 1)
+        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
+
+    def to(self, device: torch.device) -> None:
+        """Move the network."""
+        self.device = device
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                part.to(device)
+
     @abstractmethod
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised pixels -> class feature (B, C) and grid (B, C, h, w)."""
+
+
+def _renormalise(mean: float, std: float, new_mean: float, new_std: float) -> tuple[float, float]:
+    """Return factor and summand that turn (x - mean) / std into (x - new_mean) / new_std."""
+    return std / new_std, (mean - new_mean) / new_std
 
 
 class EncoderModel(Model):
@@ -110,19 +153,27 @@ class ExportModel(Model):
 class TimmModel(Model):
     """A model of timm: its class token (or the mean of its grid) and its last feature map."""
 
-    def __init__(self, network: nn.Module, description: dict[str, object], device: str = "cpu") -> None:
+    def __init__(
+        self, network: nn.Module, description: dict[str, object], device: str = "cpu", stride: int | None = None
+    ) -> None:
         data = resolve_data_config(model=network)
         mode = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear") else "bicubic"
         config = ModelConfig(mean=data["mean"], std=data["std"], interpolation=mode, crop_pct=data["crop_pct"])
         info: Any = network.feature_info
         reductions = info.reduction() if hasattr(info, "reduction") else [entry["reduction"] for entry in info]
-        super().__init__(description, reductions[-1], config, device)
+        if stride and stride not in reductions:
+            known = ", ".join(map(str, dict.fromkeys(reductions)))
+            raise InputError(f"{description['name']}: its maps are {known} times smaller than the image, not {stride}")
+        super().__init__(description, stride or reductions[-1], config, device)
         self.network: Any = network.to(device).eval()
+        self.level = len(reductions) - 1 - reductions[::-1].index(stride) if stride else None
+        """Number of the map that is taken; the last if there is none."""
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         if not hasattr(self.network, "forward_intermediates"):
             raise InputError(f"timm's {self.description['name']} gives no feature maps; choose another model")
-        options: dict[str, Any] = {"indices": layers, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+        chosen = layers if self.level is None else [self.level]
+        options: dict[str, Any] = {"indices": chosen, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
         prefix = getattr(self.network, "num_prefix_tokens", 0)
         if prefix:
             found = self.network.forward_intermediates(pixels, return_prefix_tokens=True, **options)
@@ -210,7 +261,20 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     if _is_transformers_only(directory):
         return load_transformers(str(directory), device)
     description = {"name": Path(name).name, "weights_sha256": model_directory.weights_sha256(directory)}
-    return EncoderModel(Encoder.from_pretrained(directory), description, device)
+    model = EncoderModel(Encoder.from_pretrained(directory), description, device)
+    model.licence = _licence_in(directory) or model.licence
+    return model
+
+
+def _licence_in(directory: Path) -> str | None:
+    """Return what the front matter of a model card names as its licence."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return None
+    found = re.search(
+        r"\A---\n.*?^license: *(\S+)$.*?^---$", card.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return found and found[1]
 
 
 def load_export(path: Path, device: str) -> ExportModel:
@@ -228,7 +292,11 @@ def load_export(path: Path, device: str) -> ExportModel:
 
 
 def load_timm(name: str, device: str) -> TimmModel:
-    """Load a timm model with its published weights; vision transformers take any size."""
+    """Load a timm model with its published weights, perhaps with "@16" behind its name; a ViT takes any size."""
+    full = name
+    stride = name.rpartition("@")[2]
+    if stride.isdigit():
+        name = name.removesuffix(f"@{stride}")
     try:
         if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
             raise InputError(f"timm has no model {name!r}; see timm.list_models()")
@@ -238,7 +306,10 @@ def load_timm(name: str, device: str) -> TimmModel:
             network = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise InputError(f"timm's {name} cannot be loaded: {error}") from error
-    return TimmModel(network, {"name": f"timm:{name}", "weights_sha256": hash_weights(network)}, device)
+    description: dict[str, object] = {"name": f"timm:{full}", "weights_sha256": hash_weights(network)}
+    model = TimmModel(network, description, device, int(stride) if stride.isdigit() else None)
+    model.licence = (getattr(network, "pretrained_cfg", None) or {}).get("license") or model.licence
+    return model
 
 
 def load_transformers(name: str, device: str) -> TransformersModel:

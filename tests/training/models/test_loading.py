@@ -119,3 +119,12 @@ def test_the_hash_knows_every_weight(tiny):
         tiny.backbone.blocks[3].attn.proj.bias[5] += 1
         assert hash_weights(tiny) != before
         tiny.backbone.blocks[3].attn.proj.bias[5] -= 1
+
+
+def test_a_name_may_say_which_map_is_meant(monkeypatch, picture):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, num_classes=0))
+    model = load_model("timm:resnet10t@16")
+    assert model.description["name"] == "timm:resnet10t@16"
+    assert model.licence == "apache-2.0"
+    assert model.encode([picture], (64, 96)).grid.shape[-2:] == (4, 6)
