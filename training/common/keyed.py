@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+Bits = TypeVar("Bits", int, Tensor)
 
 
 def key_of(seed: int, number: int) -> int:
@@ -28,12 +31,17 @@ def uniform(key: int, rows: Tensor, columns: int) -> Tensor:
     return unit(mix(rows[:, None] + column))
 
 
+def number(key: int, column: int) -> float:
+    """Draw one number in [0, 1) that depends on the key and the column, without a tensor."""
+    return int(mix(key + mix(column * 7919 + 1)) >> 8) / 2**24
+
+
 def unit(bits: Tensor) -> Tensor:
     """Turn 32-bit integers into float32 numbers in [0, 1)."""
     return (bits >> 8).float() / 2**24
 
 
-def mix(x: Tensor) -> Tensor:
+def mix(x: Bits) -> Bits:
     """Scramble integers to 32 well-mixed bits (the "lowbias32" hash by C. Wellons)."""
     x = x & _MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK

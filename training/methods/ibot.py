@@ -98,18 +98,23 @@ class Method(SelfDistillation):
             raise InputError(f"ibot takes clips of 1 frame, or 2 for time-aug; clips.frames is {spec.clips.frames}")
         student, teacher = build(True), build(False)
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
-        self.patch_weight = objective.patch_weight
-        self.mask_share = objective.mask_share
+        self.objective = objective
+
+    @torch.no_grad()
+    def teach(self, batch: Batch, at: At) -> tuple[Tensor, Tensor]:
+        """Encode the global views by the teacher: (B, V, 1 + N, C) tokens, and the (B, V, N) masks for the student."""
+        pixels = batch["global"]["pixels"]
+        tokens = self.teacher.backbone.forward_features(pixels.flatten(0, 1))
+        return tokens.unflatten(0, pixels.shape[:2]), batch["global"]["mask"]
 
     def most_masked(self, patches: int) -> int:
         """Return how many of a view's patches are masked at most."""
-        return min(math.ceil(self.mask_share[1] * patches), patches)
+        return min(math.ceil(self.objective.mask_share[1] * patches), patches)
 
     def forward(self, batch: Batch, at: At) -> Losses:
         """Add the loss between views and `patch_weight` times that of the masked patches."""
-        pixels, mask_BVN = batch["global"]["pixels"], batch["global"]["mask"]
-        with torch.no_grad():
-            taught_BVNC = self.teacher.backbone.forward_features(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        pixels = batch["global"]["pixels"]
+        taught_BVNC, mask_BVN = self.teach(batch, at)
         learnt_BVNC = self.student.encode_masked(pixels.flatten(0, 1), mask_BVN.flatten(0, 1))
         learnt_BVNC = learnt_BVNC.unflatten(0, pixels.shape[:2])
         learnt_cls = [learnt_BVNC[:, :, 0]]
@@ -133,4 +138,4 @@ class Method(SelfDistillation):
             chosen=chosen_BVk,
         )
         metrics |= {"global_loss": global_.detach(), "dense_loss": patches.detach()}
-        return Losses(global_ + self.patch_weight * patches, metrics)
+        return Losses(global_ + self.objective.patch_weight * patches, metrics)

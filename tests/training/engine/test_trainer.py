@@ -115,7 +115,7 @@ def trainer_and_sample(clip, folder, device, *settings, recipe="smoke"):
     return trainer, next(load_batches(clips, Schedule(recipe, Plan.of(2), 0, world), world, recipe.run.workers))
 
 
-@pytest.mark.parametrize("recipe", ["smoke", "release", "vfd-dense", "dino-time-aug", "ibot"])
+@pytest.mark.parametrize("recipe", ["smoke", "release", "vfd-dense", "dino-time-aug", "ibot", "attmask"])
 def test_a_step_does_not_wait_for_its_results(recipe, clip, tmp_path):
     trainer, sample = trainer_and_sample(clip, tmp_path, "cpu", "--clips.in_memory=false", recipe=recipe)
     batch = trainer.augment(sample)
