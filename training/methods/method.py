@@ -35,6 +35,7 @@ class Spec(NamedTuple):
     objective: Any
     """Its own settings."""
     clips: ClipsConfig
+    """Which frames a clip has."""
     views: ViewsConfig
     """With the sizes now in force."""
     patch: int
