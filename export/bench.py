@@ -17,7 +17,7 @@ import torch
 
 from export.benchmark import report
 from export.benchmark.floor import Floor, count_flops
-from export.benchmark.picture import draw, require_matplotlib
+from export.benchmark.picture import draw
 from export.benchmark.plan import PRECISIONS, TORCH, Wanted, plan
 from export.benchmark.report import Report
 from export.benchmark.rounds import Rounds, Settings
@@ -25,7 +25,7 @@ from export.benchmark.subjects import transformers_config
 from export.cli import parse_size
 from export.pipeline import FORMATS
 from video_distilled_encoder import Encoder
-from video_distilled_encoder.errors import InputError, command
+from video_distilled_encoder.errors import InputError, command, import_pyplot
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.preprocessing import check_size
 from video_distilled_encoder.runtimes.artefact import Artefact
@@ -36,7 +36,7 @@ from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
-    require_matplotlib()  # before an hour of measuring, not after it
+    import_pyplot("export")  # before an hour of measuring, not after it
     directory = find_model(args.model, revision=args.revision)
     encoder = Encoder.from_pretrained(directory)
     args.against = [f"timm:{encoder.config.architecture}"] if args.against is None else args.against

@@ -40,6 +40,16 @@ def import_extra(module: str, extra: str) -> Any:
         raise MissingExtra(module.split(".")[0], extra) from error
 
 
+def import_pyplot(extra: str) -> Any:
+    """Import matplotlib's pyplot, drawing to files.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    import_extra("matplotlib", extra).use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
 def command(main: Callable[[], None]) -> Callable[[], NoReturn]:
     """Turn `main` into a command: an `InputError`, or a full disk, becomes one line on stderr and exit status 1."""
 

@@ -24,7 +24,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.files import atomic_directory, sha256, write_json
 from video_distilled_encoder.model_config import ModelConfig
 
 CONFIG = "config.json"
@@ -102,7 +102,7 @@ def write(
         weights[TRANSFORMERS_WEIGHTS] = to_transformers(state)
     with atomic_directory(directory) as staging:
         for name, content in files.items():
-            (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(staging / name, content)
         for name, tensors in weights.items():
             save_file(tensors, staging / name, metadata={"format": "pt"})
         sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir())]

@@ -162,3 +162,16 @@ def _upright(frame: Any) -> np.ndarray:
     image: np.ndarray = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return for each of some seconds the number of the frame that is nearest, the earlier one of two.
+
+    Args:
+        times: (T,) seconds of the frames, ascending, at least one.
+        wanted: seconds, of any shape.
+    """
+    right = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
+    left = right - 1
+    right = np.minimum(right, len(times) - 1)
+    return np.where(wanted - times[left] <= times[right] - wanted, left, right)

@@ -6,29 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from export.benchmark.report import Record, Report
-from video_distilled_encoder.errors import import_extra
+from video_distilled_encoder.errors import import_pyplot
 from video_distilled_encoder.files import atomic_path
 
 _NETWORK, _PREPROCESSING, _BOTH, _FLOOR = "#3b6ea5", "#e8a33d", "#7a6c9c", "#444444"
 _LEGEND = {"network": _NETWORK, "preprocessing of the frame": _PREPROCESSING, "network, preprocessing inside": _BOTH}
 
 
-def require_matplotlib() -> Any:
-    """Return matplotlib, drawing to files.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    matplotlib = import_extra("matplotlib", "export")
-    matplotlib.use("Agg")
-    return matplotlib
-
-
 def draw(report: Report, path: Path) -> None:
     """Draw a bar for each row, network and preprocessing, one panel for each size and batch, as a PNG."""
-    require_matplotlib()
+    plt = import_pyplot("export")
     from matplotlib import lines, patches
-    from matplotlib import pyplot as plt
 
     records = report.records()
     panels = list(dict.fromkeys((record["size"], record["batch"]) for record in records))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from export.benchmark.floor import Floor
 from export.benchmark.rows import Failure, Group, Result, Row
 from export.versions import versions
-from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.files import atomic_path, write_json
 
 Record = dict[str, Any]
 """One row, flat."""
@@ -144,8 +143,7 @@ def write(report: Report, folder: Path) -> None:
         "rows": records,
         "failures": failures,
     }
-    with atomic_path(folder / "bench.json") as path:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "bench.json", content)
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:

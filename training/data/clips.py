@@ -11,6 +11,7 @@ import numpy as np
 
 from training.data.frame_store import FrameStore
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.video import nearest
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,3 @@ def clip_frames(times: np.ndarray, shots: np.ndarray, offsets: Sequence[float]) 
     distinct = (np.diff(found, axis=1) > 0).all(axis=1)
     one_shot = (shots[found] == shots[found[:, :1]]).all(axis=1)
     return found[close.all(axis=1) & distinct & one_shot]
-
-
-def nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return for each of some seconds the number of the frame that is nearest, the earlier one of two."""
-    right = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
-    left = right - 1
-    right = np.minimum(right, len(times) - 1)
-    return np.where(wanted - times[left] <= times[right] - wanted, left, right)

@@ -6,7 +6,6 @@ A hash has 256 bits: whether grey falls from one cell of a 16 x 17 grid to the n
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from training.data.frame_store import FrameStore
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES, atomic_path
+from video_distilled_encoder.files import IMAGE_SUFFIXES, atomic_path, write_json
 
 SIDE = 16
 _SHOWN = 6
@@ -55,8 +54,7 @@ def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path)
         [(Image.open(images[n]).convert("RGB"), _frame(*frame_of[distances[n].argmin()])) for n in nearest],
         out / "overlap.png",
     )
-    with atomic_path(out / "overlap.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "overlap.json", result)
     return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from training.engine.log import read_log
-from video_distilled_encoder.errors import MissingExtra
+from video_distilled_encoder.errors import import_pyplot
 from video_distilled_encoder.files import atomic_path
 
 _PANELS: dict[str, tuple[str, ...]] = {
@@ -34,13 +34,7 @@ def panels_of(row: Mapping[str, float]) -> dict[str, list[str]]:
 
 def plot_curves(log: Path, picture: Path) -> None:
     """Draw the log of a run (`log.jsonl`) as a PNG."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "train") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = import_pyplot("train")
     rows = read_log(log)
     steps = [row["step"] for row in rows]
     known = panels_of(rows[0] if rows else {})

@@ -17,6 +17,7 @@ from training.data.sheet import draw_sheet
 from training.engine.assembly import clip_views
 from training.recipes.recipe import Recipe, read_recipe
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import write_json
 
 
 def start_directory(
@@ -41,7 +42,7 @@ def start_directory(
         "runs_before": before,
         **({"outside": outside} if outside else {}),
     }
-    (out / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "run.json", facts)
     draw_sheet(clip_views(recipe, index), range(min(8, len(index))), out / "views.png")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from training.engine.plan import Plan
 from video_distilled_encoder.errors import InputError, first_line
-from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.files import atomic_directory, sha256, write_json
 from video_distilled_encoder.model_directory import CHECKSUMS, read_checksums
 
 FOLDER = "handover"
@@ -75,7 +75,7 @@ def write(
     with atomic_directory(folder) as staging:
         for name, part in zip(names, parts, strict=True):
             (staging / name).write_bytes(part)
-        (staging / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(staging / _FACTS, facts)
         sums = "".join(f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir()))
         (staging / CHECKSUMS).write_text(sums, encoding="utf-8")
     for old in set(folder.glob("part-*")) - {folder / name for name in names}:

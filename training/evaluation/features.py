@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -81,19 +81,48 @@ def extract(
     if not images:
         raise InputError("there are no images to encode")
     what = {"model": model.description, "size": size, "layers": layers, "crop_mode": crop_mode}
+
+    def write(folder: Path) -> None:
+        _write(folder, model, images, size, layers, crop_mode, desc)
+
+    return Features(*cached(cache, what, map(_content, images), Features._fields, write))
+
+
+def cached(
+    cache: Path,
+    what: Mapping[str, object],
+    contents: Iterable[str],
+    names: Sequence[str],
+    write: Callable[[Path], None],
+) -> list[Tensor]:
+    """Return arrays from the cache, or write them into it first.
+
+    Args:
+        cache: folder of the entries.
+        what: says how the arrays are made; JSON.
+        contents: hashes of what they are made of.
+        names: of the arrays.
+        write: writes each as NAME.npy into a folder.
+
+    Returns:
+        The arrays, mapped from disk.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for image in images:
-        digest.update(_content(image).encode())
+    for content in contents:
+        digest.update(content.encode())
     entry = cache / digest.hexdigest()[:32]
-    files = [entry / f"{name}.npy" for name in Features._fields]
+    files = [entry / f"{name}.npy" for name in names]
     if not all(file.is_file() for file in files):
         with atomic_directory(entry) as staging:
-            _write(staging, model, images, size, layers, crop_mode, desc)
+            write(staging)
         _make_room(cache)
     with suppress(OSError):  # a cache that may only be read is still a cache
         os.utime(entry)
     # Mapped copy-on-write, since torch has no read-only tensors.
-    return Features(*(torch.from_numpy(np.load(file, mmap_mode="c")) for file in files))
+    return [torch.from_numpy(np.load(file, mmap_mode="c")) for file in files]
 
 
 def _write(

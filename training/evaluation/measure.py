@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from training.evaluation.protocols import protocols
 from training.evaluation.statistics import comparison
 from training.models.loading import load_model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.files import write_json
 
 _MODELS = "a model directory, release or Hub name, an export, timm:NAME, transformers:NAME, random, pixels or constant"
 _NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "masks", "reuse", "device", "seed", "cache")
@@ -49,8 +48,7 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }
     if args.out:
-        with atomic_path(args.out) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(args.out, result)
     return result
 
 

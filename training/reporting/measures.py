@@ -18,6 +18,7 @@ from torch import Tensor
 from training.evaluation.metrics.correspondence import cycle_share
 from training.models.loading import Model
 from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.video import nearest
 
 GAPS = (0.1, 0.25, 0.5, 1.0, 2.0)
 """Seconds between two frames."""
@@ -63,7 +64,7 @@ def choose_pairs(times: np.ndarray) -> dict[float, list[tuple[int, int]]]:
     """
     chosen = {}
     for gap in GAPS:
-        later = np.abs(times[None] - times[:, None] - gap).argmin(1)
+        later = nearest(times, times + gap)
         close = np.flatnonzero(np.abs(times[later] - times - gap) <= gap / 4)
         if len(close):
             picked = close[np.linspace(0, len(close) - 1, min(PAIRS, len(close))).round().astype(int)]

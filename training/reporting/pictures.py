@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from training.evaluation.metrics.correspondence import cycle_map, match
-from video_distilled_encoder.errors import MissingExtra
+from video_distilled_encoder.errors import import_pyplot
 from video_distilled_encoder.pca import PCA
 
 FRAME_HEIGHT = 270
@@ -54,14 +54,8 @@ def curve(
         lines: by name, positions, values and (low, high) bands.
         levels: by name, what the line is to be seen against.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "train") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+    plt = import_pyplot("train")
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         figure, axis = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         for name, (x, y, band) in lines.items():
             (drawn,) = axis.plot(x, y, marker="o", markersize=3, label=name)

@@ -22,8 +22,8 @@ from training.engine.plan import mean_cost
 from training.evaluation.evidence import Subject, read_figure
 from training.evaluation.statistics.comparison import cell
 from training.recipes.recipe import Recipe, read_recipe
-from video_distilled_encoder.errors import InputError, import_extra
-from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.errors import InputError, import_pyplot
+from video_distilled_encoder.files import atomic_path, write_json
 
 STUDIES = Path(__file__).parent
 
@@ -186,9 +186,9 @@ def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], s
         "measures": study.measures,
         "rows": rows,
     }
-    for path, text in ((out / "study.json", json.dumps(summary, indent=2)), (out / "study.md", table(summary))):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(out / "study.json", summary)
+    with atomic_path(out / "study.md") as temporary:
+        temporary.write_text(table(summary) + "\n", encoding="utf-8")
     draw(summary, out / "study.png")
 
 
@@ -208,10 +208,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
     """Draw a study: a panel for each figure, a row for each row, a dot for each seed and a bar at their mean."""
-    matplotlib = import_extra("matplotlib", "train")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = import_pyplot("train")
     rows = summary["rows"]
     titles = list(next(iter(rows.values()))["figures"])
     size = (2 + 2.6 * len(titles), 1.2 + 0.34 * len(rows))

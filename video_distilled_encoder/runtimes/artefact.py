@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import sha256
+from video_distilled_encoder.files import sha256, write_json
 from video_distilled_encoder.model_config import ModelConfig
 
 PIXELS = "pixel_values"
@@ -105,7 +105,7 @@ class Artefact:
 
     def write(self, path: Path) -> None:
         """Write the facts as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Artefact:

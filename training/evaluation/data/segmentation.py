@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from training.evaluation.data.labels import VOID, read_labels
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES
 
-VOID = 255
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
@@ -59,12 +58,9 @@ class Layout:
         """Return (H, W) uint8 classes, `VOID` where there is none.
 
         Raises:
-            InputError: it is not a single-channel 8-bit image, or holds a number that is no class.
+            InputError: it cannot be read, is not a single-channel 8-bit image, or holds a number that is no class.
         """
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise InputError(f"{path} is not a single-channel 8-bit label image (mode {image.mode})")
-            labels = np.array(image).astype(np.int64)
+        labels = read_labels(path).astype(np.int64)
         void = np.isin(labels, self.voids)
         labels -= self.first
         wrong = ~void & ((labels < 0) | (labels >= len(self.classes)))

@@ -22,7 +22,7 @@ from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES
 from video_distilled_encoder.preprocessing import open_image
-from video_distilled_encoder.video import VIDEO_SUFFIXES, find_videos, read_frames
+from video_distilled_encoder.video import VIDEO_SUFFIXES, find_videos, nearest, read_frames
 
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
 TOLERANCE = 0.25
@@ -127,9 +127,7 @@ def nearest_frames(times: np.ndarray, offsets: Sequence[float], count: int) -> d
     later = {}
     for offset in offsets:
         wanted = times + offset
-        right = np.searchsorted(times, wanted).clip(1, len(times) - 1) if len(times) > 1 else np.zeros(len(times), int)
-        left = (right - 1).clip(0)
-        later[offset] = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+        later[offset] = nearest(times, wanted)
         eligible &= np.abs(times[later[offset]] - wanted) <= TOLERANCE * offset
     bases = np.flatnonzero(eligible)
     if len(bases) > count:

@@ -20,15 +20,12 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from video_distilled_encoder.errors import InputError
 
 TILE = 12
 """Patches on a side of the squares that are worked on at once: small ones compare little beyond the neighbourhood."""
@@ -160,21 +157,6 @@ def _far(tile: slice, near: slice, radius: int, device: torch.device) -> Tensor:
     """(tile, near) bool: what is beyond the radius along one axis."""
     places, others = (torch.arange(part.start, part.stop, device=device) for part in (tile, near))
     return (places[:, None] - others).abs() > radius
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Return the (H, W) uint8 palette indices of a label image.
-
-    Raises:
-        InputError: it cannot be read, or is not a single-channel 8-bit image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise InputError(f"{path} is not a single-channel 8-bit label image (mode {image.mode})")
-            return np.array(image)
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a label image: {error}") from error
 
 
 def labels_on_grid(labels: np.ndarray, numbers: Sequence[int], grid: tuple[int, int]) -> Tensor:

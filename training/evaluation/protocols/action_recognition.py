@@ -20,8 +20,6 @@ A listed .avi may lie there as .mp4.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,10 +30,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.evaluation.data.image_folder import ClassTokens, LabelledFeatures
+from training.evaluation.features import cached
 from training.evaluation.protocols.linear_classification import fit_and_score, training_setting
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_path, sha256
+from video_distilled_encoder.files import sha256
 from video_distilled_encoder.video import probe, read_frames
 
 GROUP = 64
@@ -161,15 +160,12 @@ def encode_videos(model: Model, videos: Sequence[Path], args: argparse.Namespace
     groups = []
     for start in tqdm(range(0, len(videos), GROUP), desc=desc, unit="group", dynamic_ncols=True):
         group = videos[start : start + GROUP]
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-        for video in group:
-            digest.update(sha256(video).encode())
-        entry = args.cache / f"videos-{digest.hexdigest()[:32]}.npy"
-        if not entry.is_file():
+
+        def write(folder: Path, group: Sequence[Path] = group) -> None:
             means = [encode_video(encoder, video, args.frames, args.layers) for video in group]
-            with atomic_path(entry) as temporary:
-                np.save(temporary, torch.stack(means).half().cpu().numpy())
-        groups.append(torch.from_numpy(np.load(entry)))
+            np.save(folder / "mean.npy", torch.stack(means).half().cpu().numpy())
+
+        groups += cached(args.cache, what, map(sha256, group), ["mean"], write)
     return torch.cat(groups)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.evaluation.data.labels import VOID, read_labels
 from training.evaluation.features import extract
 from training.evaluation.metrics.segmentation import (
     Statistics,
@@ -31,13 +32,12 @@ from training.evaluation.metrics.segmentation import (
     region_similarity,
     statistics,
 )
-from training.evaluation.probes.propagation import VARIANTS, Variant, decide, labels_on_grid, propagate, read_labels
+from training.evaluation.probes.propagation import VARIANTS, Variant, decide, labels_on_grid, propagate
 from training.evaluation.statistics.figures import by_unit, percent
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path
 
-VOID = 255
 LAYOUT = "JPEGImages/480p/SEQUENCE/*.jpg, Annotations/480p/SEQUENCE/*.png and ImageSets/2017/SPLIT.txt"
 
 

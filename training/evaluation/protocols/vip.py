@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from training.evaluation.data.labels import VOID, read_labels
 from training.evaluation.features import extract
-from training.evaluation.probes.propagation import Variant, decide, labels_on_grid, propagate, read_labels
+from training.evaluation.probes.propagation import Variant, decide, labels_on_grid, propagate
 from training.evaluation.protocols.linear_segmentation import confusion_matrix, intersection_over_union
 from training.evaluation.statistics.figures import percent
 from training.models.loading import Model
@@ -34,7 +35,6 @@ CLASSES = (
     "background", "hat", "hair", "sun-glasses", "upper-clothes", "dress", "coat", "socks", "pants", "gloves", "scarf",
     "skirt", "torso-skin", "face", "right-arm", "left-arm", "right-leg", "left-leg", "right-shoe", "left-shoe",
 )  # fmt: skip
-VOID = 255
 VARIANT = Variant("vip", context=20, radius=20, top_k=10, temperature=0.7, width=880)
 LAYOUT = "Images/VIDEO/*.jpg, Annotations/Category_ids/VIDEO/*.png and lists/val_videos.txt"
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from training.evaluation.data.labels import read_labels
 from training.evaluation.probes import propagation
 from training.evaluation.probes.propagation import VARIANTS, Variant
 from video_distilled_encoder.errors import InputError
@@ -115,7 +116,7 @@ def test_channels_are_stretched_before_the_decision():
 def test_an_image_that_holds_no_labels(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png is not a single-channel"):
-        propagation.read_labels(tmp_path / "a.png")
+        read_labels(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no")
     with pytest.raises(InputError, match=r"b\.png cannot be read as a label image"):
-        propagation.read_labels(tmp_path / "b.png")
+        read_labels(tmp_path / "b.png")
