@@ -41,7 +41,9 @@ class Network(nn.Module):
         self.backbone = backbone.to(dtype)
         if dtype == torch.bfloat16:
             backbone.patch_embed.proj = _InFloat32(backbone.patch_embed.proj, dtype)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (artefact.mean, artefact.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (artefact.mean, artefact.std)
+        )
         self.register_buffer("mean", mean.to(encoder.device))
         self.register_buffer("std", std.to(encoder.device))
         if artefact.camera and artefact.size:

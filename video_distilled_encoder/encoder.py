@@ -136,7 +136,7 @@ class Encoder(nn.Module):
 
         Args:
             pixel_values: as in `forward`.
-            n: the last n blocks, or the numbers of the blocks, counted from 0.
+            n: the last n blocks, or the numbers of the blocks, counted from 0; the result has their order.
             norm: apply the final norm to each.
 
         Raises:
@@ -149,14 +149,16 @@ class Encoder(nn.Module):
         pixels, lead = self._flatten(pixel_values)
         layers: Any = self.backbone.forward_intermediates(
             pixels,
-            indices=blocks,
+            indices=sorted(set(blocks)),
             return_prefix_tokens=True,
             norm=norm,
             stop_early=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
-        return [self._split(torch.cat([cls, patches], dim=1), lead, pixels.shape[-2:]) for patches, cls in layers]
+        found = dict(zip(sorted(set(blocks)), layers, strict=True))
+        tokens = [torch.cat([found[block][1], found[block][0]], dim=1) for block in blocks]
+        return [self._split(of_block, lead, pixels.shape[-2:]) for of_block in tokens]
 
     @torch.no_grad()
     def encode(
@@ -186,7 +188,7 @@ class Encoder(nn.Module):
         pixels = preprocess(
             images,
             self.config,
-            size=size or (self.image_size[0] if crop_mode == "whole" else self.image_size),
+            size=(self.image_size[0] if crop_mode == "whole" else self.image_size) if size is None else size,
             crop_mode=crop_mode,
             multiple=self.patch_size,
             device=self.device,

@@ -8,7 +8,9 @@ every device. timm's and transformers' own transforms on PIL differ by that roun
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +27,10 @@ Images: TypeAlias = Any
 """A path | PIL image | (..., H, W, 3) array | (..., 3, H, W) tensor, or a (nested) list of them."""
 
 CROP_MODES = ("center", "squash", "whole")
+MAX_PATCHES = 2**14
+"""Of an image in mode "whole": a strip of a few pixels' height would otherwise come to any number."""
+_NOISE = 1e-4
+"""How far floating-point pixels may lie outside [0, 1] by rounding; they are clipped."""
 
 
 def preprocess(
@@ -56,13 +62,18 @@ def preprocess(
     """
     if crop_mode not in CROP_MODES:
         raise InputError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {crop_mode!r}")
+    size = as_size(size)
     batches, lead = load(images)
-    resized = [_resize(batch.to(device), config, size, crop_mode, multiple) for batch in batches]
+    # resizing is done in float32, whatever the caller computes in
+    with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
+        resized = [_resize(batch.to(device), config, size, crop_mode, multiple) for batch in batches]
     if len({batch.shape[-2:] for batch in resized}) > 1:
         sizes = sorted({f"{batch.shape[-2]}x{batch.shape[-1]}" for batch in resized})
         raise InputError(f"the images come out at different sizes, {', '.join(sizes)}; encode them one by one")
     pixels_BCHW = resized[0] if len(resized) == 1 else torch.cat(resized)
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (config.mean, config.std)
+    )
     return ((pixels_BCHW - mean) / std).unflatten(0, lead)
 
 
@@ -85,12 +96,17 @@ def _load(images: Images) -> tuple[list[Tensor], tuple[int, ...]]:
     if isinstance(images, (str, Path)):
         return _load(open_image(Path(images)))
     if isinstance(images, Image.Image):
-        array = np.array(_to_rgb(images, "the PIL image"))
+        try:
+            array = np.array(_to_rgb(images, "the PIL image"))
+        except (OSError, SyntaxError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the PIL image cannot be read ({error}): it is damaged or closed") from error
         return [torch.from_numpy(array).permute(2, 0, 1)[None]], ()
     if isinstance(images, np.ndarray):
         if images.ndim < 3 or images.shape[-1] != 3:
             raise InputError(f"an array must be (..., H, W, 3), RGB; got {images.shape}")
-        array = np.ascontiguousarray(images)
+        array = np.ascontiguousarray(_plain(images))
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
         return _load(tensor.movedim(-1, -3))
     if isinstance(images, Tensor):
@@ -98,9 +114,26 @@ def _load(images: Images) -> tuple[list[Tensor], tuple[int, ...]]:
             raise InputError(f"a tensor must be (..., 3, H, W), RGB; got {tuple(images.shape)}")
         lead = tuple(images.shape[:-3])
         return [_checked_values(images).flatten(0, -4) if lead else _checked_values(images)[None]], lead
-    if isinstance(images, Sequence):
+    if isinstance(images, Sequence) and not isinstance(images, (bytes, bytearray)):
         return _load_sequence(images)
     raise InputError(f"{type(images).__name__} is not an image: give a path, PIL image, numpy array, tensor or a list")
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Return an array in a form that torch takes: no masks, this machine's byte order, at most 64 bits a number.
+
+    Raises:
+        InputError: it holds no numbers, or some are masked.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise InputError("some pixels of the array are masked; fill them first, as by .filled(0)")
+        array = array.data
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"an array of pixels holds uint8 or floating-point numbers; got {array.dtype}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _load_sequence(images: Sequence[Images]) -> tuple[list[Tensor], tuple[int, ...]]:
@@ -130,8 +163,18 @@ def open_image(path: Path) -> Image.Image:
             image.load()
             return _to_rgb(image, str(path))
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        address = "; it is an address: download it first" if str(path).startswith(("http:", "https:")) else ""
+        raise InputError(f"{path} does not exist{address}") from error
+    except InputError:
+        raise
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"cannot be read as an image ({error})"
         raise InputError(f"{path} {reason}") from error
 
@@ -144,7 +187,12 @@ def bundled_photographs() -> list[Path]:
 def _to_rgb(image: Image.Image, what: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{what} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")
-    return ImageOps.exif_transpose(image).convert("RGB")
+    # where the block that tells how the camera was held is damaged, the pixels are not
+    with suppress(struct.error, SyntaxError, KeyError, TypeError, ValueError):
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("La", "RGBa"):  # which Pillow turns into RGB by a detour alone
+        image = image.convert(image.mode.upper())
+    return image.convert("RGB")
 
 
 def _checked_values(images: Tensor) -> Tensor:
@@ -152,14 +200,32 @@ def _checked_values(images: Tensor) -> Tensor:
         return images
     if not images.is_floating_point():
         raise InputError(f"pixels must be uint8, or floating-point in [0, 1]; got {images.dtype}")
+    images = images.detach()
     if images.numel():
-        low, high = (value.item() for value in images.detach().aminmax())
-        if not (low >= 0 and high <= 1):
+        low, high = (value.item() for value in images.aminmax())
+        if not (low >= -_NOISE and high <= 1 + _NOISE):
             raise InputError(
                 f"floating-point images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; "
                 "for pixels already normalised call the encoder itself: encoder(pixel_values)"
             )
-    return images.float()
+    return images.float().clamp(0, 1)
+
+
+def as_size(size: Any) -> int | tuple[int, int]:
+    """Return a size in pixels as one whole number or two; NumPy's numbers and 224.0 will do.
+
+    Raises:
+        InputError: it is neither, or not positive.
+    """
+    sides = list(size) if isinstance(size, (list, tuple, np.ndarray, torch.Size)) and np.ndim(size) == 1 else [size]
+    whole = [int(side) if _is_whole(side) else 0 for side in sides]
+    if len(whole) not in (1, 2) or min(whole) < 1 or (len(whole) == 1 and sides[0] is not size):
+        raise InputError(f"size is a positive number of pixels, or two of them, (height, width); got {size!r}")
+    return whole[0] if len(whole) == 1 else (whole[0], whole[1])
+
+
+def _is_whole(side: Any) -> bool:
+    return isinstance(side, (int, float, np.integer, np.floating)) and not isinstance(side, bool) and side == side // 1
 
 
 def _resize(images: Tensor, config: ModelConfig, size: int | tuple[int, int], crop_mode: str, multiple: int) -> Tensor:
@@ -188,8 +254,13 @@ def plan_resize(
             raise InputError('crop_mode "whole" takes one number as size, the shorter side')
         scale = size / min(height, width)
         whole = (_nearest(height * scale, multiple), _nearest(width * scale, multiple))
+        if (patches := whole[0] * whole[1] // multiple**2) > MAX_PATCHES:
+            raise InputError(
+                f"an image of {height}x{width} pixels comes to {whole[0]}x{whole[1]} as a whole, which is {patches} "
+                f"patches, and {MAX_PATCHES} is the most; give a smaller size, or crop_mode center or squash"
+            )
         return whole, whole
-    target = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    target = (size, size) if isinstance(size, int) else size
     check_size(target, multiple)
     if crop_mode == "squash":
         return target, target

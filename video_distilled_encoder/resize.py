@@ -122,8 +122,8 @@ def _kept_rows(source: int, target: int, keep: int, interpolation: str) -> Tenso
 def _matrix(source: int, target: int, interpolation: str) -> Tensor:
     """Return (target, source) weights in float64: torch's filter's answer to one bright pixel after the other."""
     if source == target:
-        return torch.eye(source, dtype=torch.float64)
-    pixels = torch.arange(source)
+        return torch.eye(source, dtype=torch.float64, device="cpu")
+    pixels = torch.arange(source, device="cpu")
     answers = []
     for bright in pixels.split(256):  # an identity matrix for the width of a large photograph would take gigabytes
         lines = pixels[:, None].eq(bright).double()[None, None]

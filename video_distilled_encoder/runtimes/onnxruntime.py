@@ -69,7 +69,7 @@ class OnnxSession:
         dtype = torch.uint8 if artefact.camera else torch.float32
         buffer = torch.empty(shape, dtype=dtype, device=self.device)
         outputs = {
-            name: torch.empty(artefact.output_shape(name, shape[0], size), device=self.device)
+            name: torch.empty(artefact.output_shape(name, shape[0], size), dtype=torch.float32, device=self.device)
             for name in artefact.outputs
         }
         place = (self.device.type, self.device.index or 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.preprocessing import Images, check_size, load, preprocess
+from video_distilled_encoder.preprocessing import Images, as_size, check_size, load, preprocess
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
 
 
@@ -53,7 +53,7 @@ class Runtime:
             InputError: shape or type do not fit the export.
         """
         self._check(inputs)
-        inputs = inputs.to(self.device)
+        inputs = inputs.detach().to(self.device)
         with self._lock:
             # The session's buffers are written again by the next call.
             parts = [self._run_filled(part) for part in inputs.split(self.artefact.batch[2])]
@@ -108,7 +108,7 @@ class Runtime:
         pixels = preprocess(
             images,
             artefact.config,
-            size=size or (default[0] if crop_mode == "whole" else default),
+            size=(default[0] if crop_mode == "whole" else default) if size is None else size,
             crop_mode=crop_mode or "center",
             multiple=artefact.patch_size,
             device=self.device,
@@ -121,7 +121,8 @@ class Runtime:
         camera, own_size = self.artefact.camera, self.artefact.size
         assert camera is not None
         assert own_size is not None
-        wanted = own_size if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        asked = own_size if size is None else as_size(size)
+        wanted = (asked, asked) if isinstance(asked, int) else asked
         if wanted != own_size or crop_mode not in (None, camera.crop_mode):
             raise InputError(
                 f"this export resizes to {own_size[0]}x{own_size[1]} by {camera.crop_mode!r} inside; leave size and "
