@@ -11,7 +11,9 @@ from typing import Any
 
 from video_distilled_encoder.errors import InputError
 
-WORKER = (sys.executable, "-m", "export.benchmark.worker")
+_PROGRAM = f"import sys; sys.path[:] = {sys.path!r}; from export.benchmark.worker import main; main()"
+WORKER = (sys.executable, "-c", _PROGRAM)
+"""Looks for modules where this process does: with `-m`, a package `export` in the current folder would come first."""
 
 
 def ask(task: str, threads: int, **arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m export.benchmark.worker`: one task in a process of its own; a request as JSON in, an answer as JSON out.
+"""One task in a process of its own (`export.benchmark.process`): a request as JSON in, an answer as JSON out.
 
 So memory is that of one row alone, thread pools do not disturb one another, and a crash ends one row only.
 """
@@ -89,7 +89,3 @@ def peak_memory() -> int:
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-if __name__ == "__main__":
-    main()
