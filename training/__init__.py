@@ -2,8 +2,8 @@
 
 Data flows one way, and each arrow is a file or an object that can be looked at:
 
-video files --extract--> frame stores --clips--> K frames --views--> uint8 crops --photometric--> pixels
-pixels --method--> losses --trainer--> optimiser, teacher --checkpoint--> run directory --> encoder/
+    video files --extract--> frame stores --clips--> K frames --views--> uint8 crops --photometric--> pixels
+    pixels --method--> losses --trainer--> optimiser, teacher --checkpoint--> run directory --> encoder/
 
 Files in this folder are commands: they parse, call one function and print. What they call lies in rooms, of which each
 uses its own and those before it (tests/training/test_rooms.py):

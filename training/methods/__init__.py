@@ -1,10 +1,11 @@
 """Training methods, one file each.
 
 A method's module has:
-    Objective               a dataclass of its settings
+
+    Objective                       a dataclass of its settings
     plan_views(rng, size, spec)     the views it wants of a clip whose frames have `size` (width, height)
-    Method(spec, build)     a `training.methods.method.Method`: what is trained, its losses, the encoder
-    clip_spec(spec)         the frames it wants, as a `ClipSpec`, if not those of `clips.frames` and `clips.stride`
+    Method(spec, build)             a `training.methods.method.Method`: what is trained, its losses, the encoder
+    clip_spec(spec)                 the frames it wants, a `ClipSpec`, if not those of `clips.frames` and `clips.stride`
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """What is evaluated: an encoder of any origin, or a row that must stand beside every figure: random, pixels, constant.
 
+```
 nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name of this package's or timm's format
 encoder.onnx                           an export of vde-export, in its runtime: what its precision costs
 timm:vit_small_patch16_224.dino        any timm model, with its published weights
@@ -9,6 +10,7 @@ transformers:facebook/dinov2-small     any vision model of transformers, by Hub 
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
 constant                               the same features everywhere: what a measure gives to saying nothing
+```
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def match(start: Tensor, end: Tensor, generator: torch.Generator) -> tuple[Tenso
         generator: breaks ties.
 
     Returns:
-        (h*w,) the patch of `end` most similar to each of `start`, and (H*W,) the other way round.
+        (h * w,) the patch of `end` most similar to each of `start`, and (H * W,) the other way round.
     """
     similarity = normalize(start.flatten(0, 1)) @ normalize(end.flatten(0, 1)).T
     return most_similar(similarity, generator), most_similar(similarity.T, generator)

@@ -7,6 +7,7 @@ shares groups of clips with the rest; it chooses the rate and nothing else. Top-
 of the three official splits (--split; papers give the first, or the mean of the three).
 
 The layouts, as the data sets are handed out (the first alone is wanted of each pair of names):
+
     UCF-101   videos/ or UCF-101/         ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi …  (UCF101.rar)
               ucfTrainTestlist/           trainlist01.txt   ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
                                           testlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
@@ -14,6 +15,7 @@ The layouts, as the data sets are handed out (the first alone is wanted of each 
                                           a .rar for each class)
               test_train_splits/ or       brush_hair_test_split1.txt, a file per class and split:
               testTrainMulti_7030_splits/ April_09_brush_hair_u_nm_np1_ba_goo_0.avi 1   (1 train, 2 test, 0 unused)
+
 A listed .avi may lie there as .mp4.
 """
 
