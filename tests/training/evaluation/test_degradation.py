@@ -8,8 +8,11 @@ from PIL import Image
 from training import evaluate
 from training.evaluation import measure
 from training.evaluation.data.degradations import degrade
+from training.evaluation.data.segmentation import LAYOUTS
+from training.evaluation.metrics.segmentation import intersection_over_union
+from training.evaluation.probes import segmentation as probe
+from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.protocols import degradation
-from training.evaluation.protocols import linear_segmentation as probe
 from training.models.loading import Pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,10 +73,10 @@ def test_the_images_are_degraded_each_in_its_own_way(colours, tmp_path):
 
 def test_a_run_is_scored_by_itself(colours, tmp_path, monkeypatch):
     monkeypatch.setattr(degradation, "RUNS", 3)
-    pairs = probe.LAYOUTS["camvid"].find(colours, "test")
-    test = probe.Split(torch.rand(7, 4, 6, 5), pairs, probe.LAYOUTS["camvid"])
+    pairs = LAYOUTS["camvid"].find(colours, "test")
+    test = probe.Split(torch.rand(7, 4, 6, 5), pairs, LAYOUTS["camvid"])
     assert [run.tolist() for run in degradation.runs(test)] == [[0, 1, 2], [3, 4], [5, 6]]
-    layer = probe.StandardizedLinear(test.features, 11)
+    layer = StandardizedLinear(test.features, 11)
     confusions = degradation.score_runs(layer, test)
     assert (confusions.sum(0) == probe.score(layer, test)).all()
     truth = torch.stack([test.labels(number) for number in (3, 4)])
@@ -85,4 +88,4 @@ def test_a_run_is_scored_by_itself(colours, tmp_path, monkeypatch):
 def test_the_mean_is_over_the_classes_that_occur():
     confusion = np.array([[8, 2, 0], [0, 0, 0], [5, 0, 5]])
     assert degradation.mean_iou(confusion) == pytest.approx((8 / 15 + 5 / 10) / 2)
-    assert np.nanmean(probe.intersection_over_union(confusion)) < degradation.mean_iou(confusion)
+    assert np.nanmean(intersection_over_union(confusion)) < degradation.mean_iou(confusion)

@@ -7,9 +7,10 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from training import evaluate
-from training.evaluation.data.segmentation import LAYOUTS, VOID, Pair
+from training.evaluation.data.labels import VOID
+from training.evaluation.data.segmentation import LAYOUTS, Pair
+from training.evaluation.probes.segmentation import Split
 from training.evaluation.protocols import knn_segmentation as protocol
-from training.evaluation.protocols.linear_segmentation import Split
 
 CLASSES = 11
 

@@ -9,6 +9,7 @@ Labels are handed on with classes counted from 0 and void as 255.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +111,20 @@ LAYOUTS = {
         tuple(str(n) for n in range(1, 151)), 1, (512, 512), ("training", "validation"), find_ade20k, (0,)
     ),
 }
+
+
+def split_names(args: argparse.Namespace) -> tuple[str, str]:
+    """Return the names of the parts to train and to test on."""
+    train, test = LAYOUTS[args.layout].splits
+    return args.train_split or train, args.test_split or test
+
+
+def describe_data(train: list[Pair], test: list[Pair], args: argparse.Namespace) -> dict[str, str]:
+    """Return what a result says of the data."""
+    return {
+        name: f"{args.data.name}/{split}, {len(part)} images"
+        for name, split, part in zip(("train", "test"), split_names(args), (train, test), strict=True)
+    }
 
 
 def with_future_labels(pairs: list[Pair], steps: int) -> list[Pair]:

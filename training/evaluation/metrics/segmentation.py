@@ -1,10 +1,16 @@
-"""Region similarity J and boundary accuracy F of video object segmentation, as the DAVIS benchmark defines them."""
+"""Region similarity J and boundary accuracy F of objects, as the DAVIS benchmark defines them, and IoU of classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from training.evaluation.data.labels import VOID
+from training.evaluation.statistics.figures import percent
 
 TOLERANCE = 0.008
 """Of the image's diagonal: how far a boundary pixel may be from the other boundary."""
@@ -70,3 +76,27 @@ def statistics(values: np.ndarray) -> Statistics:
     borders = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
     first, last = values[: borders[1] + 1], values[borders[3] :]
     return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean()))
+
+
+def confusion_matrix(prediction: Tensor, labels: Tensor, classes: int) -> np.ndarray:
+    """Count pixels by (label, prediction); void is left out."""
+    valid = labels != VOID
+    pairs = labels[valid].long() * classes + prediction[valid]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes).numpy()
+
+
+def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
+    """Return the IoU of each class; NaN for one that neither occurs nor is predicted."""
+    hits = np.diag(confusion).astype(float)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+
+def figures_of(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, object]:
+    """Return mean IoU, pixel accuracy and the IoU of each class, in percent; None for one that is nowhere."""
+    iou = intersection_over_union(confusion)
+    return {
+        "miou": percent(np.nanmean(iou)),
+        "pixel_accuracy": percent(np.trace(confusion) / confusion.sum()),
+        "iou": {name: percent(v) for name, v in zip(classes, iou, strict=True)},
+    }

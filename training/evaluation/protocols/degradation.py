@@ -29,8 +29,11 @@ import torch
 from tqdm import tqdm
 
 from training.evaluation.data.degradations import DEGRADATIONS, degrade
+from training.evaluation.data.segmentation import describe_data
 from training.evaluation.features import BATCH
-from training.evaluation.protocols import linear_segmentation as probe
+from training.evaluation.metrics.segmentation import intersection_over_union
+from training.evaluation.probes import segmentation as probe
+from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.statistics.figures import by_unit, percent
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
@@ -72,7 +75,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
             "degradations": args.degradations,
             "severities": args.severities,
         },
-        "data": probe.describe_data(train, test, args),
+        "data": describe_data(train.pairs, test.pairs, args),
     }
 
 
@@ -94,7 +97,7 @@ def runs(split: probe.Split) -> list[np.ndarray]:
     return np.array_split(np.arange(len(split.pairs)), min(RUNS, len(split.pairs)))
 
 
-def score_runs(layer: probe.StandardizedLinear, test: probe.Split) -> np.ndarray:
+def score_runs(layer: StandardizedLinear, test: probe.Split) -> np.ndarray:
     """Return the (runs, classes, classes) confusion matrices of a split's runs."""
     return np.stack([probe.score(layer, select(test, run)) for run in runs(test)])
 
@@ -122,7 +125,7 @@ def encode_degraded(
 
 def mean_iou(confusion: np.ndarray) -> float:
     """Return the mean IoU, in [0, 1], over the classes that occur in the labels."""
-    return float(probe.intersection_over_union(confusion)[confusion.sum(1) > 0].mean())
+    return float(intersection_over_union(confusion)[confusion.sum(1) > 0].mean())
 
 
 def summarize(clean: float, degraded: dict[tuple[str, int], np.ndarray], names: list[str]) -> dict[str, object]:

@@ -41,9 +41,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.evaluation.data.segmentation import split_names
 from training.evaluation.data.video_frames import Clip, load_clips
 from training.evaluation.features import extract
-from training.evaluation.protocols import linear_segmentation as probe
+from training.evaluation.metrics.segmentation import figures_of
+from training.evaluation.probes import segmentation as probe
+from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.statistics.figures import by_unit, percent
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
@@ -79,7 +82,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     ):
         videos[clip.video], given = measure_clip(model, layer, clip, height, args)
         counts += given
-    scores = probe.figures_of(probe.score(layer, test), test.layout)
+    scores = figures_of(probe.score(layer, test), test.layout.classes)
     return {
         "figures": {
             **summarize(videos, counts),
@@ -96,12 +99,12 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
             "step": args.step,
             "frames": args.frames,
         },
-        "data": {"labelled": args.data.name, "split": list(probe.split_names(args)), "videos": sorted(videos)},
+        "data": {"labelled": args.data.name, "split": list(split_names(args)), "videos": sorted(videos)},
     }
 
 
 def measure_clip(
-    model: Model, layer: probe.StandardizedLinear, clip: Clip, height: int, args: argparse.Namespace
+    model: Model, layer: StandardizedLinear, clip: Clip, height: int, args: argparse.Namespace
 ) -> tuple[dict[str, float], np.ndarray]:
     """Return the figures of one video, shares in [0, 1], and how often each class is given to a followed block."""
     (pairs,) = clip.pairs.values()
@@ -224,7 +227,7 @@ def video_consistency(labels: np.ndarray, predictions: np.ndarray, frames: int) 
     return found
 
 
-def vspw_consistency(layer: probe.StandardizedLinear, test: probe.Split) -> dict[str, float | None]:
+def vspw_consistency(layer: StandardizedLinear, test: probe.Split) -> dict[str, float | None]:
     """Return VC8 and VC16, in percent, over the windows of all sequences of the test images that are long enough."""
     found: dict[int, list[float]] = {8: [], 16: []}
     for _, numbers in groupby(range(len(test.pairs)), key=lambda number: test.pairs[number].sequence):

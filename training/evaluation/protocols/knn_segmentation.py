@@ -23,18 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.evaluation.data.segmentation import VOID
-from training.evaluation.protocols.knn_classification import TEMPERATURE, vote
-from training.evaluation.protocols.linear_segmentation import (
+from training.evaluation.data.labels import VOID
+from training.evaluation.data.segmentation import describe_data
+from training.evaluation.metrics.segmentation import confusion_matrix, figures_of
+from training.evaluation.probes.segmentation import (
     Split,
     add_data_arguments,
     class_shares,
-    confusion_matrix,
-    describe_data,
     describe_features,
-    figures_of,
     load_splits,
 )
+from training.evaluation.protocols.knn_classification import TEMPERATURE, vote
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
@@ -63,14 +62,14 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         raise InputError(f"--k must be from 1 to the {len(bank.labels)} patches of the bank, got {args.k}")
     bank = Bank(*(tensor.to(model.device) for tensor in bank))
     return {
-        "figures": figures_of(score(bank, test, args.k), test.layout),
+        "figures": figures_of(score(bank, test, args.k), test.layout.classes),
         "setting": {
             **describe_features(model, train, args),
             "bank": len(bank.labels),
             "k": args.k,
             "temperature": TEMPERATURE,
         },
-        "data": describe_data(train, test, args),
+        "data": describe_data(train.pairs, test.pairs, args),
     }
 
 

@@ -34,7 +34,7 @@ from training.evaluation.data.image_folder import (
     describe,
     load_class_tokens,
 )
-from training.evaluation.protocols.linear_segmentation import StandardizedLinear
+from training.evaluation.probes.linear import StandardizedLinear
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 

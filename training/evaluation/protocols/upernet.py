@@ -29,12 +29,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from training.evaluation.data.segmentation import LAYOUTS, VOID, Layout, Pair
+from training.evaluation.data.labels import VOID
+from training.evaluation.data.segmentation import LAYOUTS, Layout, Pair, describe_data, split_names
 from training.evaluation.finetune.backbone import VitPyramid, parameter_groups, trainable_backbone
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
 from training.evaluation.finetune.training import Stream, autocast, ends, train, warm_up
 from training.evaluation.finetune.upernet import UperNet
-from training.evaluation.protocols.linear_segmentation import confusion_matrix, figures_of
+from training.evaluation.metrics.segmentation import confusion_matrix, figures_of
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
@@ -107,9 +108,8 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Fine-tune on one split and score on the other."""
     settings = read_settings(UpernetSettings, "upernet", args.preset, args.set)
     layout = LAYOUTS[args.layout]
-    splits = (args.train_split or layout.splits[0], args.test_split or layout.splits[1])
     backbone = trainable_backbone(model)
-    pairs = [layout.find(args.data, split) for split in splits]
+    pairs = [layout.find(args.data, split) for split in split_names(args)]
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = UperNet(pyramid, len(layout.classes), settings.channels, settings.auxiliary_channels)
@@ -117,12 +117,9 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     history = train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers)
     confusion = score(network, pairs[1], layout, model.config, settings)
     return {
-        "figures": {**figures_of(confusion, layout), "loss": ends(history)},
+        "figures": {**figures_of(confusion, layout.classes), "loss": ends(history)},
         "setting": asdict(settings),
-        "data": {
-            name: f"{args.data.name}/{split}, {len(part)} images"
-            for name, split, part in zip(("train", "test"), splits, pairs, strict=True)
-        },
+        "data": describe_data(pairs[0], pairs[1], args),
     }
 
 

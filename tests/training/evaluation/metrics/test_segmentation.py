@@ -2,7 +2,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from sklearn.metrics import confusion_matrix as sklearn_confusion
+from sklearn.metrics import jaccard_score
 
+from training.evaluation.data.labels import VOID
 from training.evaluation.metrics import segmentation as metrics
 
 
@@ -114,3 +118,17 @@ def test_statistics_are_the_benchmarks():
     assert got.recall == pytest.approx(5 / 8)
     assert got.decay == pytest.approx(0.9 - 0.4)
     assert metrics.statistics(np.array([0.7])) == (0.7, 1, 0)
+
+
+def test_the_score_equals_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 2, 5, VOID], size=(40, 50))
+    prediction = rng.choice([0, 1, 2, 5], size=(40, 50))
+    got = metrics.confusion_matrix(torch.tensor(prediction), torch.tensor(labels, dtype=torch.uint8), 11)
+    valid = labels != VOID
+    expected = sklearn_confusion(labels[valid], prediction[valid], labels=range(11))
+    assert np.array_equal(got, expected)
+    iou = metrics.intersection_over_union(got)
+    assert np.isnan(iou[[3, 4, 6, 7, 8, 9, 10]]).all()
+    theirs = jaccard_score(labels[valid], prediction[valid], labels=[0, 1, 2, 5], average=None)
+    assert np.allclose(iou[[0, 1, 2, 5]], theirs)
