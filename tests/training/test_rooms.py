@@ -69,3 +69,8 @@ def test_every_file_has_its_place():
 @pytest.mark.parametrize("path", sorted(HOUSE.glob("[!_]*.py")), ids=lambda path: path.name)
 def test_a_command_parses_calls_and_prints(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_no_protocol_imports_another():
+    for path in (HOUSE / "evaluation" / "protocols").glob("[!_]*.py"):
+        assert ("evaluation", "protocols") not in {parts[:2] for parts in imported(path)}, path.name

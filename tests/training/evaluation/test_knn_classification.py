@@ -2,12 +2,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
 
 from training import evaluate
-from training.evaluation.protocols import knn_classification as protocol
 
 CLASSES = 6
 
@@ -25,23 +22,6 @@ def colours(tmp_path):
                 image = Image.fromarray(hsv.clip(0, 255).astype(np.uint8), "HSV").convert("RGB")
                 image.save(folder / f"{index}.png")
     return tmp_path / "set"
-
-
-@pytest.mark.parametrize("k", [1, 7, 20])
-def test_votes_equal_scikit_learns(k, monkeypatch):
-    monkeypatch.setattr(protocol, "SIMILARITIES", 1000)  # several parts
-    rng = np.random.default_rng(k)
-    centres = rng.normal(size=(CLASSES, 16))
-    labels, wanted = rng.integers(0, CLASSES, 80), rng.integers(0, CLASSES, 50)
-    bank, queries = (2 * centres[which] + 3 * rng.normal(size=(len(which), 16)) for which in (labels, wanted))
-    theirs = KNeighborsClassifier(
-        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / 0.07)
-    )
-    expected = theirs.fit(bank, labels).predict_proba(queries)
-    similarities, neighbours = protocol.nearest(torch.tensor(queries), torch.tensor(bank), k)
-    votes = protocol.vote(similarities, torch.tensor(labels)[neighbours], CLASSES)
-    assert np.allclose(votes, expected, atol=1e-4)
-    assert 0.2 < (votes.argmax(1).numpy() == wanted).mean() < 1
 
 
 def test_command_on_colours(run_command, colours, tmp_path, capsys):

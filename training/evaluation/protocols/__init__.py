@@ -1,6 +1,7 @@
 """The protocols, one file each: `linear_segmentation.py` is the protocol `linear-segmentation`.
 
-A protocol's module has a docstring that states the protocol, and
+A protocol's module imports no other protocol (what several share lies in probes and metrics); it has a docstring that
+states the protocol, and
 
     add_arguments(parser)     its options, besides those that all have (--model --data --out --device --seed --cache)
     evaluate(model, args)     -> {"figures": {name: number or {…}}, "setting": {…}, "data": {…}}

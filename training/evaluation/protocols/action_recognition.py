@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from training.evaluation.data.image_folder import ClassTokens, LabelledFeatures
 from training.evaluation.features import cached
-from training.evaluation.protocols.linear_classification import fit_and_score, training_setting
+from training.evaluation.probes.classification import fit_and_score, training_setting
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from training.evaluation.data.labels import VOID
 from training.evaluation.data.segmentation import describe_data
 from training.evaluation.metrics.segmentation import confusion_matrix, figures_of
+from training.evaluation.probes.nearest import TEMPERATURE, vote
 from training.evaluation.probes.segmentation import (
     Split,
     add_data_arguments,
@@ -33,7 +34,6 @@ from training.evaluation.probes.segmentation import (
     describe_features,
     load_splits,
 )
-from training.evaluation.protocols.knn_classification import TEMPERATURE, vote
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
 
