@@ -72,7 +72,7 @@ class Method(BaseMethod):
     def forward(self, batch, at):
         now, then = (batch[group]["pixels"][:, 0] for group in ("now", "next"))
         rows = at.first_row + torch.arange(len(now))
-        noise = keyed.uniform(at.key, rows, 1)[..., None]
+        noise = keyed.uniform(keyed.key_of(at.key, 1), rows, 1)[..., None]
         tokens = self.encoder().forward_features(now)[:, 1:] + self.objective.noise * noise
         wanted = nn.functional.avg_pool2d(then, self.patch).flatten(2).mT - self.mean
         loss = nn.functional.mse_loss(self.student["colour"](tokens), wanted)

@@ -40,8 +40,11 @@ class Objective(ibot.Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.hint_share <= 1:
-            raise InputError(f"objective.hint_share must lie in [0, 1], got {self.hint_share}")
+        if not 0 <= self.hint_share <= self.mask_share[0]:
+            raise InputError(
+                f"objective.hint_share must lie in [0, {self.mask_share[0]:g}], mask_share's lower end, so that what is "
+                f"shown again was masked; got {self.hint_share:g}"
+            )
 
 
 def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
@@ -61,11 +64,11 @@ class Method(ibot.Method):
         last = last_block(self.teacher.backbone, pixels.flatten(0, 1))
         objective = self.objective
         low, high = objective.mask_share
-        share, hint = (low + (high - low) * keyed.number(at.key, column) for column in (0, 1))
+        key = keyed.key_of(at.key, 1)
+        share, hint = (low + (high - low) * keyed.number(key, column) for column in (0, 1))
         rows = at.first_row * pixels.shape[1] + torch.arange(len(last.tokens), device=pixels.device)
-        chance, order = keyed.uniform(at.key, rows, 1 + last.attention.shape[-1]).split(
-            [1, last.attention.shape[-1]], 1
-        )
+        patches = last.attention.shape[-1]
+        chance, order = keyed.uniform(key, rows, 1 + patches).split([1, patches], 1)
         mask = attention_mask(last.attention.mean(1), objective.mask_mode, share, hint, objective.hint_share, order)
         mask = mask & (chance < objective.mask_probability)
         return last.tokens.unflatten(0, pixels.shape[:2]), mask.unflatten(0, pixels.shape[:2])
@@ -88,7 +91,7 @@ def attention_mask(
         (B, N) bool.
     """
     patches = attention.shape[-1]
-    mask = _top(-attention if mode == "low" else attention, int(share * patches))
+    mask = _top(attention, int(share * patches), last=mode == "low")
     if mode == "hint":
         candidates = _top(attention, int(hint_share * patches))
         shown = _top(torch.where(candidates, order, -1.0), int(hint_share * hint * patches))
@@ -96,7 +99,8 @@ def attention_mask(
     return mask
 
 
-def _top(values: Tensor, count: int) -> Tensor:
-    """Return a mask of the `count` largest of (B, N) values in each row."""
-    places = values.topk(count, dim=-1, sorted=False).indices
+def _top(values: Tensor, count: int, last: bool = False) -> Tensor:
+    """Return a mask of the `count` largest of (B, N) values in each row, or of the last in that order."""
+    order = values.argsort(dim=-1, descending=True, stable=True)
+    places = order[:, values.shape[-1] - count :] if last else order[:, :count]
     return torch.zeros_like(values, dtype=torch.bool).scatter(-1, places, True)

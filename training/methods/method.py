@@ -50,7 +50,8 @@ class At(NamedTuple):
     progress: float
     """Share of the run that is over, in [0, 1)."""
     key: int = 0
-    """Of seed, step and part: `training.common.keyed` draws from it."""
+    """Of seed, step and part. Drop paths draw from it by the numbers of rows, as a method would: so a method draws from
+    keys of its own, `training.common.keyed.key_of(key, 1)` and on."""
     first_row: int = 0
     """Number, in the whole step's batch, of the first clip."""
 

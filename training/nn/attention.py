@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError
@@ -32,19 +32,24 @@ def last_block(backbone: VisionTransformer, pixels: Tensor) -> LastBlock:
     """Encode images and look at the last block.
 
     The block's queries and keys are computed a second time from what it was given, so that its own attention may stay
-    fused or compiled.
+    fused or compiled. Their product is one of float32 under autocast, too: in bfloat16 most patches would be attended
+    to alike.
 
     Args:
-        backbone: a ViT whose blocks are timm's.
+        backbone: a ViT with a class token, whose blocks are timm's `Block`: those of other forms give their attention
+            something else than `norm1` of what they are given.
         pixels: (B, 3, H, W).
 
     Raises:
-        InputError: its last block has no attention of this kind.
+        InputError: it is of another kind.
     """
     block: Any = backbone.blocks[-1]
-    attention = getattr(block, "attn", None)
-    if not isinstance(attention, Attention) or not hasattr(block, "norm1"):
-        raise InputError(f"{type(backbone).__name__} has no block whose attention can be looked at; take a plain ViT")
+    if type(block) is not Block or type(block.attn) is not Attention or backbone.cls_token is None:
+        raise InputError(
+            f"attention can be looked at in plain ViTs with a class token; this one's last block is a "
+            f"{type(block).__name__}, and it has {backbone.num_prefix_tokens} tokens before its patches"
+        )
+    attention = block.attn
     given: list[Tensor] = []
     hook = block.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     try:
@@ -54,6 +59,7 @@ def last_block(backbone: VisionTransformer, pixels: Tensor) -> LastBlock:
     qkv = attention.qkv(block.norm1(given[0]))
     queries, keys, _ = qkv.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-    scores = (queries[:, :, :1].float() * attention.scale) @ keys.float().mT
+    with torch.autocast(pixels.device.type, enabled=False):
+        scores = (queries[:, :, :1].float() * attention.scale) @ keys.float().mT
     shares = torch.softmax(scores, dim=-1)[:, :, 0, backbone.num_prefix_tokens :]
     return LastBlock(tokens, shares, queries, keys)

@@ -8,15 +8,18 @@ import pytest
 import timm
 import torch
 from timm.layers import set_fused_attn
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 
 from training.common import keyed
 from training.engine import checkpoint
 from training.engine.assembly import build_method
 from training.engine.run import pretrain
+from training.methods import attmask
 from training.methods.attmask import attention_mask
 from training.methods.method import At
 from training.nn.attention import last_block
 from training.nn.compiling import compile_parts
+from training.nn.drop_path import DropPaths
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import InputError
 
@@ -73,8 +76,32 @@ def test_the_last_block_of_compiled_parts_is_seen_too(monkeypatch):
     compile_parts(backbone)
     got = last_block(backbone, pixels)
     assert torch.allclose(got.attention, expected.attention, atol=1e-5)
-    with pytest.raises(InputError, match="has no block whose attention can be looked at"):
-        last_block(timm.create_model("beit_base_patch16_224", num_classes=0), pixels)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_fn": ResPostBlock},  # its norm comes after the attention
+        {"block_fn": ParallelScalingBlock},
+        {"class_token": False, "global_pool": "avg"},
+        {"class_token": False, "global_pool": "avg", "reg_tokens": 4},
+        {"attn_layer": "diff"},
+    ],
+)
+def test_the_last_block_of_another_kind_is_refused(options):
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, depth=1, **options)
+    with pytest.raises(InputError, match="plain ViTs with a class token; this one's last block is a"):
+        last_block(backbone, torch.randn(1, 3, 64, 64))
+
+
+def test_under_autocast_patches_are_not_attended_to_alike():
+    torch.manual_seed(0)
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        attention = last_block(backbone, pixels).attention
+    assert attention.dtype == torch.float32
+    assert min(len(head.unique()) for head in attention[0]) > 180
 
 
 def masked(mode, share, hint=0.3, attention=None, seed=0, rows=1):
@@ -88,6 +115,11 @@ def test_high_masks_exactly_the_most_attended_and_low_the_least(share, count):
     assert masked("high", share)[0].nonzero()[:, 0].tolist() == list(range(196 - count, 196))
     assert masked("low", share)[0].nonzero()[:, 0].tolist() == list(range(count))
     assert not (masked("low", share) & masked("high", share)).any()
+    alike = torch.ones(2, 196)
+    low, high = (masked(mode, share, attention=alike) for mode in ("low", "high"))
+    assert (low.sum(-1) == count).all()
+    assert (high.sum(-1) == count).all()
+    assert not (low & high).any()
 
 
 @pytest.mark.parametrize(("hint", "shown"), [(0.1, 1), (0.3, 5), (0.5, 9)])
@@ -147,6 +179,22 @@ def test_masks_depend_on_the_place_in_the_run_alone():
     assert not torch.equal(method.teach(views, At(0.0, key=10))[1], whole)
 
 
+def test_masks_do_not_follow_the_dropped_paths(monkeypatch):
+    method, views = build("attmask", "--backbone.drop_path=0.5"), batch()
+    paths = DropPaths(method.student.backbone, rank=0)
+    orders, kept = [], []
+    monkeypatch.setattr(attmask, "attention_mask", lambda *given: (orders.append(given[-1]), attention_mask(*given))[1])
+    for step in range(60):
+        at = At(0.0, keyed.key_of(0, step))
+        paths.begin(at.key)
+        method.teach(views, at)
+        method.student.backbone.forward_features(torch.zeros(8, 3, 32, 32))
+        kept.append([block.drop_path1.scale > 0 for block in method.student.backbone.blocks[1:]])
+    kept = torch.stack([torch.cat(layer) for layer in zip(*kept, strict=True)]).float()
+    together = torch.corrcoef(torch.cat([kept, torch.cat(orders).T]))[: len(kept), len(kept) :]
+    assert together.abs().max() < 0.25  # of 480 rows, and 704 pairs
+
+
 def test_a_share_of_the_views_is_masked_and_the_share_of_patches_is_drawn():
     method, views = build("attmask", "--objective.mask_mode=high"), batch()
     counts = torch.cat([method.teach(views, At(0.0, key=key))[1].sum(-1) for key in range(60)])
@@ -169,5 +217,5 @@ def test_a_run_learns_and_resumes_to_the_bit(clip, tmp_path):
     pretrain([clip], tmp_path / "again", recipe, frames=tmp_path / "frames", resume=True)
     states = [checkpoint.load_newest(tmp_path / name / "checkpoints").model for name in ("whole", "again")]
     assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
-    with pytest.raises(InputError, match=r"hint_share must lie in \[0, 1\]"):
-        build("attmask", "--objective.hint_share=2")
+    with pytest.raises(InputError, match=r"hint_share must lie in \[0, 0.1\], mask_share's lower end"):
+        build("attmask", "--objective.hint_share=.2")
