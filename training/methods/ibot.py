@@ -95,9 +95,7 @@ class Method(SelfDistillation):
     def __init__(self, spec: Spec, build: Build) -> None:
         objective: Objective = spec.objective
         if spec.clips.frames not in (1, 2):
-            raise InputError(
-                f"this method takes clips of 1 frame, or 2 for time-aug; clips.frames is {spec.clips.frames}"
-            )
+            raise InputError(f"clips.frames is {spec.clips.frames}, but this method takes 1, or 2 for time-aug")
         student, teacher = build(True), build(False)
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.objective = objective
