@@ -42,8 +42,8 @@ class Objective(ibot.Objective):
         super().__post_init__()
         if not 0 <= self.hint_share <= self.mask_share[0]:
             raise InputError(
-                f"objective.hint_share must lie in [0, {self.mask_share[0]:g}], mask_share's lower end, for what is shown "
-                f"again was masked; got {self.hint_share:g}"
+                f"objective.hint_share must lie in [0, {self.mask_share[0]:g}], the lower end of mask_share, for what "
+                f"is shown again was masked; got {self.hint_share:g}"
             )
 
 

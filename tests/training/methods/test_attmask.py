@@ -217,5 +217,5 @@ def test_a_run_learns_and_resumes_to_the_bit(clip, tmp_path):
     pretrain([clip], tmp_path / "again", recipe, frames=tmp_path / "frames", resume=True)
     states = [checkpoint.load_newest(tmp_path / name / "checkpoints").model for name in ("whole", "again")]
     assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
-    with pytest.raises(InputError, match=r"hint_share must lie in \[0, 0.1\], mask_share's lower end"):
+    with pytest.raises(InputError, match=r"hint_share must lie in \[0, 0.1\], the lower end"):
         build("attmask", "--objective.hint_share=.2")
