@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from training.common.cache import frame_stores
+from training.common.commands import command_parser
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig
 from video_distilled_encoder.errors import command
@@ -15,7 +15,7 @@ from video_distilled_encoder.errors import command
 def main() -> None:
     """Run the command."""
     defaults = ExtractConfig()
-    parser = argparse.ArgumentParser(prog="python -m training.extract", description=__doc__)
+    parser = command_parser("extract", __doc__)
     parser.add_argument("videos", nargs="+", type=Path, help="video files, or folders searched for them")
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames kept per second (all)")

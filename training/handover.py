@@ -6,9 +6,9 @@ model directory for `Encoder.from_pretrained`, timm and transformers.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from training.common.commands import command_parser
 from training.engine.handover import read
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import command
@@ -19,9 +19,7 @@ from video_distilled_encoder.model_directory import load_strictly
 @command
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.handover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("handover", __doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's handover/, or a copy of it")
     parser.add_argument("--out", type=Path, required=True, help="the model directory that is written")
     args = parser.parse_args()

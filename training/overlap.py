@@ -10,11 +10,11 @@ DIR receives overlap.json and overlap.png, the evaluation images nearest to a tr
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from training.common.cache import frame_stores
+from training.common.commands import command_parser
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, open_stores
 from training.data.overlap import overlap
@@ -24,9 +24,7 @@ from video_distilled_encoder.errors import command
 @command
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.overlap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("overlap", __doc__)
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="videos of the training, or their folders")
     parser.add_argument("--evaluation", nargs="+", type=Path, required=True, help="folders of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of overlap.json and overlap.png")

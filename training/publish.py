@@ -18,9 +18,9 @@ package do not load the same features.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from training.common.commands import command_parser
 from training.releases.publishing import copy_card, describe, publish, push
 from video_distilled_encoder.errors import command
 
@@ -28,9 +28,7 @@ from video_distilled_encoder.errors import command
 @command
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("publish", __doc__)
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--card", type=Path, required=True, help="template of the model card")
     parser.add_argument("--results", type=Path, required=True, help="folder of results")

@@ -13,11 +13,10 @@ same command trains on every GPU.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
-from training.common.commands import parse_duration
+from training.common.commands import command_parser, parse_duration
 from training.common.yaml_files import names_in
 from training.data.extraction import extract_all
 from training.data.frame_store import open_stores
@@ -33,9 +32,7 @@ from video_distilled_encoder.errors import InputError, command
 @command
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("release", __doc__)
     parser.add_argument("release", help=f"a YAML file, or one of: {', '.join(names_in(RELEASES))}")
     parser.add_argument("--out", type=Path, required=True, help="directory of the run, the results and the release")
     parser.add_argument("--recipe", nargs="+", help="in place of the release's")

@@ -7,9 +7,9 @@ how much, and how sure that is. Nothing is labelled and nothing is trained.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from training.common.commands import command_parser
 from training.evaluation.features import default_cache
 from training.reporting.measures import choose_pairs
 from training.reporting.page import examine, read_clip, write_page
@@ -20,7 +20,7 @@ from video_distilled_encoder.files import atomic_path
 @command
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__)
+    parser = command_parser("report", __doc__)
     parser.add_argument("video", type=Path)
     parser.add_argument(
         "--models", nargs="+", required=True, help="as `python -m training.evaluate --model` takes them"

@@ -10,10 +10,10 @@ Settings given here (`--run.steps 100`) and another base (`--recipe release`) ap
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from training.common.commands import command_parser
 from training.common.yaml_files import names_in
 from training.engine.run import pretrain_whole
 from training.evaluation.evidence import add_arguments, in_folder, measure_all
@@ -36,9 +36,7 @@ from video_distilled_encoder.errors import command
 @command
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("study", __doc__)
     parser.add_argument("study", help=f"a YAML file, or one of: {', '.join(names_in(STUDIES))}")
     parser.add_argument("--out", type=Path, required=True, help="the study's directory")
     parser.add_argument("--recipe", nargs="+", help="another base")

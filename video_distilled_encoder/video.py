@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.files import atomic_path
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv"}
@@ -86,7 +85,7 @@ def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
 
 def write_video(path: Path, images: Iterable[np.ndarray], fps: float) -> None:
     """Write (H, W, 3) uint8 RGB images as an H.264 video that every player shows; H and W must be even."""
-    av = import_av()
+    av = import_extra("av", "video")
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = None
         for image in images:
@@ -120,17 +119,8 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def import_av() -> Any:
-    """Import PyAV, or say how to install it."""
-    try:
-        av = importlib.import_module("av")
-    except ImportError as error:
-        raise MissingExtra("PyAV", "video") from error
-    return av
-
-
 def _open(path: Path) -> Any:
-    av = import_av()
+    av = import_extra("av", "video")
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     if path.stat().st_size == 0:
@@ -146,7 +136,7 @@ def _open(path: Path) -> Any:
 
 
 def _decode(container: Any, path: Path) -> Iterator[Any]:
-    av = import_av()
+    av = import_extra("av", "video")
     try:
         yield from container.decode(video=0)
     except av.error.FFmpegError as error:

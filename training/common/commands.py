@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser for `python -m training.NAME`, whose help keeps the lines of the description."""
+    return argparse.ArgumentParser(
+        prog=f"python -m training.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def parse_duration(text: str | float) -> float:

@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.common.tiles import write_tiles
 from training.data.frame_store import FrameStore
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES, atomic_path, write_json
+from video_distilled_encoder.files import IMAGE_SUFFIXES, write_json
 
 SIDE = 16
-_SHOWN = 6
+_SHOWN, _SIZE = 6, (320, 180)
 
 
 def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -50,10 +51,9 @@ def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path)
         "evaluation": [folder.name for folder in evaluation],
     }
     out.mkdir(parents=True, exist_ok=True)
-    draw(
-        [(Image.open(images[n]).convert("RGB"), _frame(*frame_of[distances[n].argmin()])) for n in nearest],
-        out / "overlap.png",
-    )
+    pairs_shown = [(Image.open(images[n]).convert("RGB"), _frame(*frame_of[distances[n].argmin()])) for n in nearest]
+    tiles = [[np.asarray(picture.resize(_SIZE)) for picture in pair] for pair in pairs_shown]
+    write_tiles(out / "overlap.png", tiles, gap=8)
     write_json(out / "overlap.json", result)
     return result
 
@@ -94,17 +94,6 @@ def hash_with_copy(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def distance(hashes: np.ndarray, one: np.ndarray) -> np.ndarray:
     """Return in how many bits each of (n, 256) hashes differs from one."""
     return (hashes != one).sum(1, dtype=np.int16)
-
-
-def draw(pairs: Sequence[tuple[Image.Image, Image.Image]], path: Path) -> None:
-    """Draw pairs of pictures side by side, one pair a row."""
-    width, height = 320, 180
-    sheet = Image.new("RGB", (2 * width + 8, len(pairs) * (height + 8)), "white")
-    for row, pair in enumerate(pairs):
-        for column, picture in enumerate(pair):
-            sheet.paste(picture.resize((width, height)), (column * (width + 8), row * (height + 8)))
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
 
 
 def _frame(store: FrameStore, number: int) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.common import distributed
 from training.common.distributed import World
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 
 
 class Step(NamedTuple):
@@ -146,11 +146,7 @@ def _tensorboard(out: Path) -> Any:
 def _wandb(out: Path, project: str | None) -> Any:
     if project is None:
         return None
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingExtra("wandb", "wandb") from error
-    run = wandb.init(project=project, name=out.name, dir=str(out), resume="allow", id=out.name)
+    run = import_extra("wandb", "wandb").init(project=project, name=out.name, dir=str(out), resume="allow", id=out.name)
 
     def write(rows: Sequence[Mapping[str, float]]) -> None:
         for row in rows:

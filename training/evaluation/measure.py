@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 
+from training.common.commands import command_parser
 from training.evaluation.features import default_cache
 from training.evaluation.protocols import protocols
 from training.evaluation.statistics import comparison
@@ -65,11 +66,7 @@ def _known(path: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
     """Return what reads the command line of `python -m training.evaluate`."""
-    whole = argparse.ArgumentParser(
-        prog="python -m training.evaluate",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    whole = command_parser("evaluate", description)
     choices = whole.add_subparsers(dest="protocol", required=True)
     for name, module in protocols().items():
         help_text = (module.__doc__ or "").strip()

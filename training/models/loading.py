@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from training.models.packaged import build_packaged
 from video_distilled_encoder import Encoder, EncoderOutput, ModelConfig, Runtime, load_runtime, model_directory
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.model_directory import CONFIG
 from video_distilled_encoder.preprocessing import Images, preprocess
@@ -331,13 +331,10 @@ def _pretrained(name: str) -> nn.Module:
 
 def load_transformers(name: str, device: str) -> TransformersModel:
     """Load a vision model of transformers, by Hub name or directory; nothing but safetensors is read."""
+    transformers = import_extra("transformers", "transformers")
     try:
-        from transformers import AutoImageProcessor, AutoModel
-    except ImportError as error:
-        raise MissingExtra("transformers", "transformers") from error
-    try:
-        network = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        network = transformers.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"transformers cannot load {name}: {str(error).splitlines()[0]}") from error
     network = getattr(network, "vision_model", network)

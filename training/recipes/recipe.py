@@ -20,7 +20,7 @@ from training.methods import load_method
 from training.methods.method import Objective, Spec
 from training.models.backbone import BackboneConfig
 from training.nn.optimizer import OptimizerConfig
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 
 RECIPES = Path(__file__).parent
 DEFAULT = "vfd-vits16"
@@ -145,22 +145,19 @@ def parse_settings(
     Raises:
         InputError: there is no such recipe, or a setting is impossible.
     """
-    try:
-        from jsonargparse import ArgumentParser, set_parsing_settings
-    except ImportError as error:
-        raise MissingExtra("jsonargparse", "train") from error
+    jsonargparse = import_extra("jsonargparse", "train")
     choice = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     choice.add_argument("--recipe", nargs="+", default=[DEFAULT])
     paths = [find_file(name, RECIPES, "recipe") for name in choice.parse_known_args(argv)[0].recipe]
     content = _merge([_read_layer(path) for path in paths])
     sections = _sections(content["method"])
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     with TemporaryDirectory() as folder:
         merged = Path(folder) / "merged.yaml"
         merged.write_text(yaml.safe_dump(content), encoding="utf-8")
         # a recipe alone is read from its own file, which --help and errors then name
         file = paths[0] if len(paths) == 1 else merged
-        parser = ArgumentParser(default_config_files=[str(file)], **options)
+        parser = jsonargparse.ArgumentParser(default_config_files=[str(file)], **options)
         add_arguments(parser)
         known = f"YAML files, each on top of those before it, or any of: {', '.join(names_in(RECIPES))}"
         parser.add_argument("--recipe", nargs="+", default=[DEFAULT], help=known)

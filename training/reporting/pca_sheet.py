@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from training.common.tiles import write_tiles
 from training.models.loading import Model
-from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.pca import PCA
 
-WIDTH, TITLE, GAP = 320, 24, 6
+WIDTH = 320
 
 
 def draw_pca_sheet(models: Mapping[str, Model], images: Sequence[Path], path: Path, patches: int = 30) -> None:
@@ -24,25 +25,21 @@ def draw_pca_sheet(models: Mapping[str, Model], images: Sequence[Path], path: Pa
         path: the PNG.
         patches: along an image's shorter side.
     """
-    columns = [[_shrunk(Image.open(image).convert("RGB")) for image in images]]
-    for model in models.values():
-        sizes = [_size(model, picture, patches) for picture in columns[0]]
+    pictures = [_shrunk(Image.open(image).convert("RGB")) for image in images]
+    columns = [[_title("picture"), *map(np.asarray, pictures)]]
+    for title, model in models.items():
+        sizes = [_size(model, picture, patches) for picture in pictures]
         grids = [model.encode(image, size).grid[0] for image, size in zip(images, sizes, strict=True)]
         pca = PCA.fit(torch.cat([grid.flatten(1).T for grid in grids]))
-        columns.append(
-            [Image.fromarray(pca.picture(g, (p.height, p.width))) for g, p in zip(grids, columns[0], strict=True)]
-        )
-    heights = [picture.height for picture in columns[0]]
-    sheet = Image.new("RGB", (len(columns) * (WIDTH + GAP) - GAP, TITLE + sum(heights) + GAP * len(heights)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, (title, pictures) in enumerate(zip(["picture", *models], columns, strict=True)):
-        left, top = number * (WIDTH + GAP), TITLE
-        pen.text((left + 2, 3), title, "black", font)
-        for picture in pictures:
-            sheet.paste(picture, (left, top))
-            top += picture.height + GAP
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
+        drawn = (pca.picture(grid, (p.height, p.width)) for grid, p in zip(grids, pictures, strict=True))
+        columns.append([_title(title), *drawn])
+    write_tiles(path, list(zip(*columns, strict=True)), gap=6)
+
+
+def _title(text: str) -> np.ndarray:
+    title = Image.new("RGB", (WIDTH, 18), "white")
+    ImageDraw.Draw(title).text((2, 2), text, "black", ImageFont.load_default(14))
+    return np.asarray(title)
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

@@ -128,6 +128,6 @@ def test_wrong_data_is_one_sentence(run, root, monkeypatch):
     assert "joint_positions.mat does not exist" in run("pixels")
     (root / "testlist_split1.txt").write_text("one\n")
     assert "a folder of frames and a .mat file in each line" in run("pixels")
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    monkeypatch.setitem(sys.modules, "scipy.io.matlab", None)
     with pytest.raises(InputError, match="scipy is not installed"):
         jhmdb.read_joints(positions)

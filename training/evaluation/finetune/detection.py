@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from training.evaluation.finetune.backbone import MULTIPLE, VitPyramid
 from training.evaluation.finetune.cascade import CascadeRoIHeads
 from training.evaluation.finetune.training import autocast
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.preprocessing import open_image
 
@@ -255,13 +255,10 @@ class CocoSplit:
 
 
 def _open(annotations: Path) -> Any:
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise MissingExtra("pycocotools", "evaluation") from error
+    coco = import_extra("pycocotools.coco", "evaluation")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(str(annotations))
+            return coco.COCO(str(annotations))
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(f"{annotations} is not COCO's instances JSON: {error!r}") from error
 

@@ -32,7 +32,7 @@ from training.evaluation.features import extract
 from training.evaluation.probes.propagation import Variant, propagate
 from training.evaluation.statistics.figures import percent
 from training.models.loading import Model
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, import_extra
 
 JOINTS = (
     "neck", "belly", "face", "right-shoulder", "left-shoulder", "right-hip", "left-hip", "right-elbow", "left-elbow",
@@ -220,14 +220,10 @@ def read_joints(path: Path) -> np.ndarray:
     Raises:
         InputError: scipy is missing, or the file is not one of JHMDB's.
     """
+    matlab = import_extra("scipy.io.matlab", "evaluation")
     try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise MissingExtra("scipy", "evaluation") from error
-    try:
-        positions = np.asarray(loadmat(str(path))["pos_img"], dtype=float)
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError) as error:
+        positions = np.asarray(matlab.loadmat(str(path))["pos_img"], dtype=float)
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, matlab.MatReadError) as error:
         raise InputError(f"{path} cannot be read as JHMDB's joint positions: {error}") from error
     if positions.ndim != 3 or positions.shape[:2] != (2, len(JOINTS)):
         raise InputError(f"pos_img in {path} has shape {positions.shape}, expected (2, {len(JOINTS)}, frames)")
