@@ -17,12 +17,11 @@ from training.common.commands import command_parser
 from training.common.yaml_files import names_in
 from training.engine.run import pretrain_whole
 from training.evaluation.evidence import add_arguments, in_folder, measure_all
-from training.recipes.recipe import read_recipe
+from training.recipes.recipe import options, read_recipe
 from training.studies.study import (
     STUDIES,
     chained,
     only,
-    options,
     plan,
     read_study,
     run_of,

@@ -15,7 +15,7 @@ from video_distilled_encoder.model_directory import weights_sha256
 pytest.importorskip("transformers")
 
 RELEASE = {
-    "recipe": ["smoke"],
+    "runs": {"run": {"recipe": ["smoke"]}},
     "card": "to be given",
     "measures": {"colours": "linear-segmentation --data colours --steps 20"},
     "beside": {"random": [0, 1], "pixels": [0]},
@@ -87,6 +87,23 @@ def test_a_time_is_the_length_of_the_training_once(run_command, words, tmp_path,
     assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows)
     assert run_command(main, *words) is None
     assert len(read_log(tmp_path / "out" / "run" / "log.jsonl")) == len(rows)
+
+
+def test_a_release_may_be_several_runs_one_after_the_other(run_command, words, tmp_path, one_thread):
+    runs = {
+        "first": {"recipe": ["smoke", "distill"], "settings": {"objective.teacher": "random:vit_tiny_patch16_224"}},
+        "second": {"recipe": ["smoke"]},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**RELEASE, "runs": runs, "measures": {}, "beside": {}}))
+    (tmp_path / "card.md").write_text(
+        "---\nlicense: apache-2.0\n---\n{{run: recipe.method}} after {{first: recipe.method}}, {{first: provenance}}"
+    )
+    settings = ["--run.workers=0", "--run.steps=2"]
+    assert run_command(main, *words, *settings) is None
+    card = (tmp_path / "out" / "small" / "README.md").read_text()
+    assert "vfd after distill" in card
+    assert "It learnt from the features of `random`" in card
+    assert "`random`" in (tmp_path / "out" / "second" / "encoder" / "README.md").read_text()
 
 
 def test_what_is_no_release_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.sheet import draw_sheet
 from training.engine.assembly import clip_views
+from training.methods.method import Method
 from training.recipes.recipe import Recipe, read_recipe
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import write_json
@@ -26,7 +27,7 @@ def start_directory(
     index: ClipIndex,
     world: World,
     before: Sequence[dict[str, Any]],
-    outside: Mapping[str, str],
+    method: Method,
 ) -> None:
     """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
     out.mkdir(parents=True, exist_ok=True)
@@ -40,8 +41,9 @@ def start_directory(
         "device": f"{world.size} x {device}" if world.size > 1 else device,
         "torch": torch.__version__,
         "runs_before": before,
-        **({"outside": outside} if outside else {}),
     }
+    if method.outside():
+        facts |= {"outside": method.outside(), "provenance": method.provenance()}
     write_json(out / "run.json", facts)
     draw_sheet(clip_views(recipe, index), range(min(8, len(index))), out / "views.png")
 
@@ -92,8 +94,9 @@ def check_outside(out: Path, outside: Mapping[str, str]) -> None:
             raise InputError(f"{path} names {name} of SHA-256 {digest}, and now it is {outside.get(name)}; give that")
 
 
-def run_card(recipe: Recipe, steps: int, videos: int, hours: float, provenance: str = "") -> str:
-    """Return a model card that states how the encoder was trained."""
+def run_card(recipe: Recipe, steps: int, videos: int, hours: float, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a model card that states how the encoder was trained, by this run and those before it."""
+    provenance = "".join(dict.fromkeys(run.get("provenance", "") for run in runs))
     return f"""---
 library_name: timm
 pipeline_tag: image-feature-extraction

@@ -41,7 +41,8 @@ class Handover(NamedTuple):
     architecture: str
     """Of the backbone, timm's name."""
     runs: list[dict[str, Any]]
-    """The runs that have led here, the last one last: steps, clips, progress and recipe of each."""
+    """The runs that have led here, the last one last: steps, clips, progress and recipe of each, and what its method
+    says of the frozen models that it learnt from."""
 
     def backbone(self) -> dict[str, Tensor]:
         """Return the encoder's weights under timm's names."""
@@ -82,22 +83,32 @@ def write(
         old.unlink()
 
 
-def facts_of(step: int, plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def facts_of(step: int, plan: Plan, recipe: Mapping[str, Any], provenance: str) -> dict[str, Any]:
     """Return what is told of a run after `step` steps."""
     clips = step * recipe["run"]["batch_size"]
-    return {"steps": step, "clips": clips, "progress": plan.progress(step), "recipe": recipe}
+    facts = {"steps": step, "clips": clips, "progress": plan.progress(step), "recipe": recipe}
+    return facts | {"provenance": provenance} if provenance else facts
 
 
-def runs_before(run: Path) -> list[dict[str, Any]]:
-    """Return what is told of the runs that led to one, as its `run.json` has it.
+class Past(NamedTuple):
+    """What a run's `run.json` tells of where its weights come from."""
+
+    runs: list[dict[str, Any]]
+    """Before it."""
+    provenance: str
+    """Of its own frozen models."""
+
+
+def past_of(run: Path) -> Past:
+    """Read where the weights of a run come from.
 
     Raises:
-        InputError: that is missing or damaged.
+        InputError: `run.json` is missing or damaged.
     """
     path = run / "run.json"
     try:
-        runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("runs_before", [])
-        return runs
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return Past(facts.get("runs_before", []), facts.get("provenance", ""))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({first_line(error)}); it says what the run began with") from error
 

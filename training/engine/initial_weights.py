@@ -57,7 +57,8 @@ def _read_run(folder: Path) -> tuple[Mapping[str, Tensor], list[dict[str, Any]]]
     saved = checkpoint.load_newest(folder / "checkpoints")
     if saved is not None:
         recipe = read_mapping(folder / "recipe.yaml", "recipe")
-        return saved.model, [*handover.runs_before(folder), handover.facts_of(saved.step, saved.plan, recipe)]
+        past = handover.past_of(folder)
+        return saved.model, [*past.runs, handover.facts_of(saved.step, saved.plan, recipe, past.provenance)]
     left = next((path for path in (folder, folder / handover.FOLDER) if handover.is_handover(path)), None)
     if left is None:
         return None

@@ -121,7 +121,7 @@ def begin(out: Path, recipe: Recipe, resume: bool) -> Beginning:
     saved = checkpoint.load_newest(out / "checkpoints") if resume else None
     if saved:
         check_outside(out, method.outside())
-        return Beginning(method, saved, handover.runs_before(out), f"going on after step {saved.step}")
+        return Beginning(method, saved, handover.past_of(out).runs, f"going on after step {saved.step}")
     if recipe.run.init_from:
         text, runs = start_from(recipe.run.init_from, method)
         return Beginning(method, None, runs, text)
@@ -167,7 +167,7 @@ def train(
     method, saved, before, _ = start
     index = clip_index(recipe, stores)
     if world.is_main:
-        start_directory(out, recipe, index, world, before, method.outside())
+        start_directory(out, recipe, index, world, before, method)
     distributed.wait_for_all()
     phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device))
     frames = load_frames(recipe, stores, world)
@@ -195,11 +195,11 @@ def train(
         trainer.save()
         if world.is_main:
             plot_curves(trainer.log.path, out / "curves.png")
-            card = run_card(recipe, trainer.step, len(stores), hours, method.provenance())
+            facts = yaml.safe_load(recipe.to_yaml())
+            runs = [*before, handover.facts_of(trainer.step, trainer.plan, facts, method.provenance())]
+            card = run_card(recipe, trainer.step, len(stores), hours, runs)
             Encoder(method.encoder(), recipe.backbone.config, card).save_pretrained(out / "encoder")
-            run = handover.facts_of(trainer.step, trainer.plan, yaml.safe_load(recipe.to_yaml()))
-            architecture = recipe.backbone.architecture
-            handover.write(out / handover.FOLDER, method, architecture, [*before, run], shard_mib)
+            handover.write(out / handover.FOLDER, method, recipe.backbone.architecture, runs, shard_mib)
         trainer.checkpoints.wait()
 
     try:

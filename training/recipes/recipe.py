@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -167,6 +168,14 @@ def parse_settings(
         settings = parser.parse_args(list(argv))
     built = parser.instantiate(settings)
     return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as on a command line; without spaces, by which argparse tells values from options."""
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in settings.items()
+    ]
 
 
 def _read_layer(path: Path) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
         source, words = match.groups()
         if source == "run":
             found = _fact(facts, words)
+        elif (run.parent / source / "run.json").is_file():
+            found = _fact(run_facts(run.parent / source), words)
         elif source == "study":
             found = _table(template.parent / "studies" / f"{words}.md")
         elif (results / f"{source}.json").is_file():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from training.common.yaml_files import find_file, read_as
+from training.engine.run import pretrain_whole
 from training.evaluation.evidence import Subject, in_folder, measure_all
 from training.models.loading import load_model
+from training.recipes.recipe import Recipe, options, read_recipe
 from training.reporting.pca_sheet import draw_pca_sheet
 from video_distilled_encoder.errors import InputError
 
@@ -15,11 +19,23 @@ RELEASES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Release:
-    """What a file in training/releases says."""
+class Run:
+    """One of the trainings that make a release."""
 
     recipe: list[str]
     """Recipes, each on top of those before it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """On top of those, as {"objective.teacher": "nota/vfd-vits16"}."""
+    share: float = 1.0
+    """Of the time, if one is given, in proportion to those of the other runs."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a file in training/releases says."""
+
+    runs: dict[str, Run]
+    """In the order they are trained in; each begins with what the one before it learnt."""
     card: str
     """The card's template, from the folder the command is given in."""
     measures: dict[str, str]
@@ -30,6 +46,49 @@ class Release:
     """Folders in --evaluation of whose pictures none may be in the training."""
     pictures: list[str]
     """Pictures in --evaluation that are shown beside their features."""
+
+
+def recipes_of(release: Release, last: list[str] | None, settings: Sequence[str]) -> dict[str, Recipe]:
+    """Return the recipe of each run.
+
+    Args:
+        release: the release.
+        last: recipes in place of the last run's.
+        settings: of all runs, as on a command line, on top of their own.
+    """
+    layers = {name: run.recipe for name, run in release.runs.items()}
+    layers |= {list(layers)[-1]: last} if last else {}
+    return {name: read_recipe(layers[name], [*options(run.settings), *settings]) for name, run in release.runs.items()}
+
+
+def train(
+    release: Release,
+    recipes: dict[str, Recipe],
+    data: Sequence[Path],
+    out: Path,
+    frames: Path,
+    seconds: float | None = None,
+) -> Path:
+    """Train one run after the other in `out`, or go on with them; return the directory of the last.
+
+    Args:
+        release: the release.
+        recipes: of its runs.
+        data: video files, or folders of them.
+        out: where the runs' directories are.
+        frames: folder of the frame stores.
+        seconds: how long they may take together.
+    """
+    whole = sum(run.share for run in release.runs.values())
+    before: Path | None = None
+    for name, run in release.runs.items():
+        recipe = recipes[name]
+        if before:
+            recipe = replace(recipe, run=replace(recipe.run, init_from=str(before)))
+        pretrain_whole(data, out / name, recipe, frames, seconds and seconds * run.share / whole)
+        before = out / name
+    assert before
+    return before
 
 
 def show(
@@ -49,7 +108,11 @@ def read_release(name: str) -> Release:
     Raises:
         InputError: there is none, or it is not one.
     """
-    return read_as(find_file(name, RELEASES, "release"), "release", lambda content: Release(**content))
+    return read_as(find_file(name, RELEASES, "release"), "release", _release_of)
+
+
+def _release_of(content: dict[str, Any]) -> Release:
+    return Release(runs={name: Run(**run) for name, run in content.pop("runs").items()}, **content)
 
 
 def check_evaluation(release: Release, evaluation: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from training.engine.estimate import find_phases
 from training.engine.plan import mean_cost
 from training.evaluation.evidence import Subject, read_figure
 from training.evaluation.statistics.comparison import cell
-from training.recipes.recipe import Recipe, read_recipe
+from training.recipes.recipe import Recipe, options, read_recipe
 from video_distilled_encoder.errors import InputError, import_pyplot
 from video_distilled_encoder.files import atomic_path, write_json
 
@@ -129,14 +128,6 @@ def plan(
         recipes[name] = replace(recipe, run=replace(recipe.run, steps=steps))
         facts[name] = {"steps": steps, "clips": clips, "pflop": round(clips * cost / 1e15, 4)}
     return recipes, facts
-
-
-def options(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as on a command line; without spaces, by which argparse tells values from options."""
-    return [
-        f"--{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-        for key, value in settings.items()
-    ]
 
 
 def _flops(recipe: Recipe, stores: Sequence[FrameStore]) -> float:

@@ -203,12 +203,12 @@ def test_a_convolutional_network_teaches(name):
     taught = method.teach(batch()["global"]["pixels"][:, 0])
     assert taught.grid.shape[-2:] == (4, 4)
     assert taught.cls.shape[-1] == taught.patches.shape[-1] == network.num_features
-    finer = TimmModel(network, {"name": name}, stride=16)
+    finer = TimmModel(network, {"name": name}, strides=[16])
     with torch.no_grad():
         grid = finer.features(torch.zeros(1, 3, 64, 64), ModelConfig(), (64, 64)).grid
     assert grid.shape[-2:] == (4, 4)  # as the student's, of as many pixels
     with pytest.raises(InputError, match="its maps are 2, 4, 8, 16, 32 times" if name == "resnet10t" else "not 12"):
-        TimmModel(network, {"name": name}, stride=12)
+        TimmModel(network, {"name": name}, strides=[12])
 
 
 def test_a_run_learns_and_tells_what_from(clip, tmp_path):
