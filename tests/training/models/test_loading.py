@@ -144,3 +144,21 @@ def test_several_maps_are_folded_to_the_coarsest(monkeypatch, picture):
         assert torch.equal(maps[2][:, 2 * row + column : 4 * channels : 4], maps[0][:, :, row::2, column::2])
     with pytest.raises(InputError, match="its maps are 2, 4, 8, 16, 32 times smaller than the image, not 12"):
         load_model("timm:resnet10t@12+32")
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t@16+32", "random:vit_tiny_patch16_224"])
+def test_openvino_gives_the_same_features_at_any_size(monkeypatch, picture, name):
+    pytest.importorskip("openvino")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **o: create(name, **o))
+    torch.manual_seed(0)
+    converted = load_model(f"openvino:{name}")
+    assert converted.description["name"].startswith("openvino:")
+    for size in ((64, 96), (96, 64)):
+        expected, got = (model.encode([picture, picture], size) for model in (converted.model, converted))
+        for one, other in zip(expected, got, strict=True):
+            assert one.shape == other.shape
+            assert torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).min() > 0.999999
+            assert (one - other).abs().max() < 2e-3 * one.abs().max()
+    with pytest.raises(InputError, match="computes on the CPU; leave out openvino: to use cuda"):
+        converted.to(torch.device("cuda"))

@@ -1,0 +1,103 @@
+"""A source of features, of whatever origin: what is evaluated, and what a student learns from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from video_distilled_encoder import EncoderOutput, ModelConfig
+from video_distilled_encoder.preprocessing import Images, preprocess
+
+
+class Model(ABC):
+    """A source of features.
+
+    Args:
+        description: what identifies it in a result and in the cache: name, and hash or seed.
+        patch_size: side of a patch in pixels.
+        config: how images become its input.
+        device: where it computes.
+    """
+
+    licence = "a licence that is not stated"
+    """Of the weights, as their source names it."""
+
+    def __init__(self, description: dict[str, object], patch_size: int, config: ModelConfig, device: str) -> None:
+        self.description = description
+        self.patch_size = patch_size
+        self.config = config
+        self.device = torch.device(device)
+
+    def nearest_size(self, height: float, width: float) -> tuple[int, int]:
+        """Return the (height, width) in whole patches nearest to a size in pixels."""
+        side = self.patch_size
+        return max(round(height / side), 1) * side, max(round(width / side), 1) * side
+
+    @torch.no_grad()
+    def encode(
+        self, images: Images, size: int | tuple[int, int], *, layers: int = 1, crop_mode: str = "squash"
+    ) -> EncoderOutput:
+        """Return the features of images.
+
+        Args:
+            images: as `Encoder.encode` takes them.
+            size: pixels of the network's input, (height, width), multiples of the patch size.
+            layers: number of last blocks whose tokens are concatenated along the channels, each after the final norm.
+            crop_mode: "squash", "center" or "whole", as in `Encoder.encode`.
+
+        Returns:
+            cls (B, C), patches (B, N, C), grid (B, C, h, w), float32, on the model's device.
+
+        Raises:
+            InputError: the model cannot give the features of several blocks.
+        """
+        pixels = preprocess(
+            images, self.config, size=size, crop_mode=crop_mode, multiple=self.patch_size, device=self.device
+        )
+        cls, grid = self._features(pixels, layers)
+        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor, config: ModelConfig, size: tuple[int, int]) -> EncoderOutput:
+        """Return the features of pixels that were made for another model, as a frozen teacher gives them.
+
+        Args:
+            pixels: (B, 3, H, W), normalised as `config` has it.
+            config: of the model that they were made for.
+            size: pixels of this network's input, (height, width), multiples of the patch size.
+
+        Returns:
+            cls (B, C), patches (B, N, C), grid (B, C, h, w), float32, on the device of the pixels.
+        """
+        if pixels.device != self.device:
+            self.to(pixels.device)
+        if size != pixels.shape[-2:]:
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+        # one factor and one summand a channel lead from one normalisation to another
+        factor, summand = (
+            pixels.new_tensor(values).view(3, 1, 1)
+            for values in zip(
+                *map(_renormalise, config.mean, config.std, self.config.mean, self.config.std), strict=True
+            )
+        )
+        cls, grid = self._features(pixels * factor + summand, 1)
+        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
+
+    def to(self, device: torch.device) -> None:
+        """Move the network."""
+        self.device = device
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                part.to(device)
+
+    @abstractmethod
+    def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised pixels -> class feature (B, C) and grid (B, C, h, w)."""
+
+
+def _renormalise(mean: float, std: float, new_mean: float, new_std: float) -> tuple[float, float]:
+    """Return factor and summand that turn (x - mean) / std into (x - new_mean) / new_std."""
+    return std / new_std, (mean - new_mean) / new_std
