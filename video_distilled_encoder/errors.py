@@ -82,8 +82,12 @@ def refuse_failed(failed: Sequence[InputError], total: int, what: str, mend: str
 _usual_format = warnings.formatwarning
 
 
-def _format_warning(message: Any, category: type[Warning], *place: Any) -> str:
-    return f"warning: {message}\n" if issubclass(category, InputWarning) else _usual_format(message, category, *place)
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, InputWarning):
+        return f"warning: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
 
 
 def prepare_output() -> None:

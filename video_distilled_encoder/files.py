@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written ever stands under its final name."""
+"""Finding files, and writing them so that nothing half-written ever stands under its final name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from safetensors import SafetensorError
 
 from video_distilled_encoder.errors import CannotWrite, InputError, warn
 
-IMAGE_SUFFIXES = set(".jpg .jpeg .jfif .png .webp .avif .jp2 .heic .heif .bmp .tif .tiff .gif .ppm .pgm".split())
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".jp2", ".heic", ".heif"),
+    *(".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+}
 """Of the files in a folder that are taken for pictures."""
-VIDEO_SUFFIXES = set(
-    ".mp4 .mov .m4v .3gp .3g2 .mkv .webm .ogv .avi .mpg .mpeg .vob .ts .mts .m2ts .wmv .asf .flv .gif".split()
-)
+VIDEO_SUFFIXES = {
+    *(".mp4", ".mov", ".m4v", ".3gp", ".3g2", ".mkv", ".webm", ".ogv", ".avi", ".mpg", ".mpeg", ".vob"),
+    *(".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".gif"),
+}
 """Of the files in a folder that are taken for videos."""
 
 _UMASK = os.umask(0)
