@@ -65,18 +65,17 @@ def warn(message: str) -> None:
     warnings.warn(message, InputWarning, stacklevel=2)
 
 
-def refuse_failed(failed: Sequence[InputError], total: int, what: str, mend: str) -> None:
-    """Report at the end, when all others of `total` inputs are done, those that failed.
+def refuse_failed(failed: Sequence[InputError], total: int, what: str) -> None:
+    """Name the inputs that failed, when all others of `total` are done.
 
     Raises:
         InputError: there are some.
     """
-    if not failed:
-        return
-    if total == 1:
+    if failed and total == 1:
         raise failed[0]
-    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-    raise InputError(f"{len(failed)} of {total} {what}: {'; '.join(map(str, failed[:3]))}{more}; {mend}")
+    if failed:
+        lines = "\n  ".join(dict.fromkeys(map(str, failed)))
+        raise InputError(f"{len(failed)} of {total} {what}:\n  {lines}")
 
 
 _usual_format = warnings.formatwarning

@@ -68,10 +68,11 @@ def extract_all(
                 raise
             except InputError as error:
                 failed.append(error)
-                bar.write(f"left out: {error}", file=sys.stderr)
+                if skip_unreadable:
+                    bar.write(f"left out: {error}", file=sys.stderr)
             bar.update()
     if not skip_unreadable:
-        refuse_failed(failed, len(videos), "videos cannot be read", "mend them, or leave them out: --skip-unreadable")
+        refuse_failed(failed, len(videos), "videos cannot be read; mend them or leave them out (--skip-unreadable)")
     if not stores:
         raise InputError("none of the videos can be read")
     # From the back, so that of a video given twice the first folder stays.
