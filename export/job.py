@@ -14,7 +14,7 @@ from torch import Tensor
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES
+from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files
 from video_distilled_encoder.preprocessing import open_image
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera
 
@@ -75,7 +75,7 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = find_files(folder, IMAGE_SUFFIXES) if folder.is_dir() else []
     if not images:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder of real ones")
     return images

@@ -2,16 +2,20 @@
 
 Of an image NAME.jpg it writes NAME.safetensors (cls, patches) and NAME.pca.png, the image beside its features' three
 main directions as colours. Of a video it writes NAME.safetensors (cls, patches, times: one row per frame) and
-NAME.pca.mp4. Folders are searched, and their structure is kept.
+NAME.pca.mp4, all of it or nothing. Folders are searched, and their structure is kept. Inputs that cannot be read are
+named at the end, when the others are done.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from glob import escape
+from itertools import count, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_distilled_encoder.encoder import Encoder
-from video_distilled_encoder.errors import InputError, command
-from video_distilled_encoder.files import IMAGE_SUFFIXES, atomic_path
+from video_distilled_encoder.errors import CannotWrite, InputError, command, refuse_failed
+from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_directory, atomic_path, find_files
 from video_distilled_encoder.pca import PCA
 from video_distilled_encoder.preprocessing import CROP_MODES, open_image
-from video_distilled_encoder.video import VIDEO_SUFFIXES, VideoFrame, probe, read_frames, write_video
+from video_distilled_encoder.video import probe, read_frames, write_video
 
 FRAMES_PER_FILE = 1000
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,17 @@ class Job:
 
     @property
     def is_video(self) -> bool:
-        """Told by the file's suffix."""
-        return self.source.suffix.lower() in VIDEO_SUFFIXES
+        """Told by the file's suffix; of those that pictures have too, GIF, by whether it moves."""
+        suffix = self.source.suffix.lower()
+        return suffix in VIDEO_SUFFIXES and (suffix not in IMAGE_SUFFIXES or _moves(self.source))
+
+
+def _moves(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "is_animated", False)
+    except (OSError, ValueError, SyntaxError):  # whoever reads it as an image says why
+        return False
 
 
 @command
@@ -49,11 +63,18 @@ def main() -> None:
     args = parse_arguments()
     jobs = find_jobs(args.inputs, args.out)
     encoder = Encoder.from_pretrained(args.model, revision=args.revision, device=args.device)
+    failed: list[InputError] = []
     bar = tqdm(jobs, desc="encode", unit="file", dynamic_ncols=True)
     for job in bar:
         bar.set_postfix_str(job.source.name)
-        (encode_video if job.is_video else encode_image)(encoder, job, args)
-    print(f"{len(jobs)} inputs encoded into {args.out}")
+        try:
+            (encode_video if job.is_video else encode_image)(encoder, job, args)
+        except CannotWrite:
+            raise
+        except InputError as error:
+            failed.append(error)
+    print(f"{len(jobs) - len(failed)} inputs encoded into {args.out}")
+    refuse_failed(failed, len(jobs), "inputs could not be encoded; the others are")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,21 +111,25 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
     """
     jobs: list[Job] = []
     for path in inputs:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-            if not inside:
-                raise InputError(f"the folder {path} holds neither image nor video")
-            jobs += [Job(file, out / file.relative_to(path).with_suffix("")) for file in inside]
-        elif path.exists():
-            jobs.append(Job(path, out / path.stem))
-        else:
-            raise InputError(f"{path} does not exist")
+        files = find_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        if not files:
+            raise InputError(f"the folder {path} holds neither image nor video")
+        root = path if path.is_dir() else path.parent
+        jobs += [Job(file, out / file.relative_to(root).with_suffix("")) for file in files]
     seen: dict[Path, Path] = {}
     for job in jobs:
         if job.target in seen:
-            raise InputError(f"{job.source} and {seen[job.target]} would both be written to {job.target}; rename one")
+            raise _collision(job.source, seen[job.target], job.target)
         seen[job.target] = job.source
+    for job in jobs:
+        whole = job.target.with_name(re.sub(r"\.part\d+$", "", job.target.name))
+        if whole != job.target and whole in seen and Job(seen[whole], whole).is_video:
+            raise _collision(job.source, seen[whole], job.target)
     return jobs
+
+
+def _collision(one: Path, other: Path, target: Path) -> InputError:
+    return InputError(f"{one} and {other} would both be written to {target}; rename one")
 
 
 def encode_image(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
@@ -123,37 +148,64 @@ def encode_video(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
     """Write the features and the picture video of one video, reading it front to back in bounded memory."""
     info = probe(job.source)
     fps = min(args.fps or info.fps, info.fps) or 25.0
-    expected = round(info.frames * fps / info.fps) if info.fps else None
-    pca = None if args.no_pictures else fit_pca(encoder, job.source, info.frames, args)
-    writer = FeatureWriter(job.target, args)
+    expected = round(info.frames * fps / info.fps) if info.frames and info.fps else None
+    min_interval = 1 / args.fps if args.fps else 0.0
+    pca = None if args.no_pictures else fit_pca(encoder, job.source, min_interval, args)
+    with atomic_directory(job.target.parent) as staging:
+        writer = FeatureWriter(staging / job.target.name, args)
 
-    def pictures() -> Iterator[np.ndarray]:
-        kept = read_frames(job.source, min_interval=1 / args.fps if args.fps else 0.0)
-        frames = iter(tqdm(kept, job.source.name, expected, unit="frame", leave=False, dynamic_ncols=True))
-        while batch := list(islice(frames, args.batch_size)):
-            out = encoder.encode([frame.image for frame in batch], size=args.size, crop_mode=args.crop_mode)
-            if not args.no_features:
-                writer.add(out.cls, out.patches, [frame.time for frame in batch], out.grid.shape[-2:])
-            for frame, grid in zip(batch, out.grid, strict=True):
-                if pca is not None:
-                    yield side_by_side(frame.image, pca, grid)
+        def pictures() -> Iterator[np.ndarray]:
+            kept = read_frames(job.source, min_interval)
+            frames = iter(tqdm(kept, job.source.name, expected, unit="frame", leave=False, dynamic_ncols=True))
+            while batch := list(islice(frames, args.batch_size)):
+                out = encoder.encode([frame.image for frame in batch], size=args.size, crop_mode=args.crop_mode)
+                if not args.no_features:
+                    writer.add(out.cls, out.patches, [frame.time for frame in batch], out.grid.shape[-2:])
+                for frame, grid in zip(batch, out.grid, strict=True):
+                    if pca is not None:
+                        yield side_by_side(frame.image, pca, grid)
 
-    if args.no_pictures:
-        for _ in pictures():
-            pass
-    else:
-        write_video(job.target.with_name(f"{job.target.name}.pca.mp4"), pictures(), fps)
-    writer.close()
+        if args.no_pictures:
+            for _ in pictures():
+                pass
+        else:
+            write_video(staging / f"{job.target.name}.pca.mp4", pictures(), fps)
+        writer.close()
+    if writer.parts:
+        remove_older_parts(job.target, writer.parts, args.format)
 
 
-def fit_pca(encoder: Encoder, video: Path, frames: int, args: argparse.Namespace, samples: int = 16) -> PCA:
+def remove_older_parts(target: Path, parts: int, suffix: str) -> None:
+    """Remove the parts beyond the last that features of a longer video left under the same name."""
+    for number in count(parts + 1):
+        older = list(target.parent.glob(f"{escape(target.name)}.part{number}.*{suffix}"))
+        if not older:
+            return
+        for file in older:
+            file.unlink()
+
+
+def fit_pca(encoder: Encoder, video: Path, min_interval: float, args: argparse.Namespace) -> PCA:
     """Fit the colours to frames spread over the whole video, so that they do not change while it plays."""
-    step = max(frames // samples, 1)
-    chosen: Iterator[VideoFrame] = islice(read_frames(video), 0, None, step)
     tokens = [
-        encoder.encode(frame.image, size=args.size, crop_mode=args.crop_mode).patches.flatten(0, 1) for frame in chosen
+        encoder.encode(frame.image, size=args.size, crop_mode=args.crop_mode).patches.flatten(0, 1)
+        for frame in spread(read_frames(video, min_interval), 16)
     ]
     return PCA.fit(torch.cat(tokens))
+
+
+def spread(items: Iterable[_T], most: int) -> list[_T]:
+    """Return evenly spaced ones of any number of items, the first of them and at most `most`, holding no more."""
+    kept: list[_T] = []
+    step = 1
+    for number, item in enumerate(items):
+        if number % step == 0:
+            if len(kept) == most:
+                kept, step = kept[::2], 2 * step
+                if number % step:
+                    continue
+            kept.append(item)
+    return kept
 
 
 def side_by_side(image: np.ndarray, pca: PCA, grid: Tensor, max_height: int = 720) -> np.ndarray:
@@ -177,7 +229,9 @@ class FeatureWriter:
     def add(self, cls: Tensor, patches: Tensor, times: list[float], grid: torch.Size) -> None:
         """Add (T, C) class tokens and (T, N, C) patch tokens of frames at `times` seconds."""
         self.grid = grid
-        for rows, value in zip(self.rows.values(), (cls.cpu(), patches.cpu(), torch.tensor(times)), strict=True):
+        dtype = getattr(torch, self.args.dtype)
+        values = (cls.to(dtype).cpu(), patches.to(dtype).cpu(), torch.tensor(times))
+        for rows, value in zip(self.rows.values(), values, strict=True):
             rows.append(value)
         if sum(map(len, self.rows["times"])) >= FRAMES_PER_FILE:
             self.close()

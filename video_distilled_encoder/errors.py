@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import io
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -14,6 +16,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class InputError(ValueError):
     """Something handed in from outside is wrong; the message is one sentence: what, where, and the mend."""
+
+
+class CannotWrite(InputError):
+    """A result cannot be written: of several inputs the next would fail as well."""
+
+
+class InputWarning(UserWarning):
+    """Something handed in is used otherwise than its owner may expect; the message is one sentence that says how."""
 
 
 class MissingExtra(InputError):
@@ -50,11 +60,49 @@ def import_pyplot(extra: str) -> Any:
     return importlib.import_module("matplotlib.pyplot")
 
 
+def warn(message: str) -> None:
+    """Say in one sentence how something handed in is used."""
+    warnings.warn(message, InputWarning, stacklevel=2)
+
+
+def refuse_failed(failed: Sequence[InputError], total: int, what: str) -> None:
+    """Name the inputs that failed, when all others of `total` are done.
+
+    Raises:
+        InputError: there are some.
+    """
+    if failed and total == 1:
+        raise failed[0]
+    if failed:
+        lines = "\n  ".join(dict.fromkeys(map(str, failed)))
+        raise InputError(f"{len(failed)} of {total} {what}:\n  {lines}")
+
+
+_usual_format = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, InputWarning):
+        return f"warning: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
+
+
+def prepare_output() -> None:
+    """Have any character printed in any encoding, and an `InputWarning` as one line, without its place in the code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _format_warning
+
+
 def command(main: Callable[[], None]) -> Callable[[], NoReturn]:
     """Turn `main` into a command: an `InputError`, or a full disk, becomes one line on stderr and exit status 1."""
 
     @functools.wraps(main)
     def run() -> NoReturn:
+        prepare_output()
         try:
             main()
         except InputError as error:

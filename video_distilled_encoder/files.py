@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written ever stands under its final name."""
+"""Finding files, and writing them so that nothing half-written ever stands under its final name."""
 
 from __future__ import annotations
 
@@ -6,21 +6,113 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import CannotWrite, InputError, warn
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".jp2", ".heic", ".heif"),
+    *(".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
+}
 """Of the files in a folder that are taken for pictures."""
+VIDEO_SUFFIXES = {
+    *(".mp4", ".mov", ".m4v", ".3gp", ".3g2", ".mkv", ".webm", ".ogv", ".avi", ".mpg", ".mpeg", ".vob"),
+    *(".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".gif"),
+}
+"""Of the files in a folder that are taken for videos."""
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return a file, or those of a folder, and of the folders in it, whose names end in one of some suffixes; sorted.
+
+    Links are followed, and a folder that several lead to is gone through once. What is left out is counted in a
+    warning: other files, hidden ones and hidden folders, links that lead nowhere, pictures that `vde-encode` wrote. A
+    folder that cannot be listed stands in the list itself: whoever opens it learns why.
+
+    Raises:
+        InputError: the path does not exist.
+    """
+    if not os.path.lexists(path):
+        raise InputError(f"{path} does not exist")
+    if not os.path.isdir(path):
+        return [path]
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    others: set[str] = set()
+    for entry in _walk(path, found, left_out):
+        suffix = entry.suffix.lower()
+        if entry.name.startswith("."):
+            left_out["hidden"] += 1
+        elif entry.name.lower().endswith((".pca.png", ".pca.mp4")):
+            left_out["written by vde-encode"] += 1
+        elif suffix in suffixes and _is_file(entry):
+            found.append(entry)
+        elif os.path.islink(entry) and not os.path.exists(entry):
+            left_out["links that lead nowhere"] += 1
+        else:
+            others.add(suffix or "without suffix")
+            left_out["of other kinds"] += 1
+    if left_out.total():
+        kinds = f" ({', '.join(sorted(others))})" if others else ""
+        counts = ", ".join(f"{count} {why}{kinds * (why == 'of other kinds')}" for why, count in (+left_out).items())
+        warn(f"of what is in {path}, {len(found)} files are used and left out are: {counts}")
+    return sorted(found)
+
+
+def _walk(root: Path, unlistable: list[Path], left_out: Counter[str]) -> Iterator[Path]:
+    """Yield what is no folder below a folder; what links lead to comes last, so that its own place goes before them."""
+    seen: set[tuple[int, int]] = set()
+    starts = [root]
+    while starts:
+        links: list[Path] = []
+        for start in starts:
+            for name, folders, files in os.walk(start, onerror=lambda error: unlistable.append(Path(error.filename))):
+                folder = Path(name)
+                status = folder.stat()
+                if (place := (status.st_dev, status.st_ino)) in seen:
+                    folders.clear()
+                    continue
+                seen.add(place)
+                left_out["hidden"] += sum(inner.startswith(".") for inner in folders)
+                folders[:] = [inner for inner in folders if not inner.startswith(".")]
+                links += [folder / inner for inner in folders if (folder / inner).is_symlink()]
+                yield from (folder / file for file in files)
+        starts = sorted(links)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except PermissionError:  # whoever opens it learns why
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors of the system while a file is read into sentences.
+
+    Raises:
+        InputError: the file does not exist, may not be read, or its disk fails.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror or error}); see to its rights and its disk") from error
 
 
 def sha256(path: Path) -> str:
@@ -48,7 +140,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or its folder is not
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -92,9 +185,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _cannot_write(path: Path, error: Exception) -> InputError:
+def _cannot_write(path: Path, error: Exception) -> CannotWrite:
     reason = getattr(error, "strerror", None) or error
-    return InputError(f"cannot write {path}: {reason}; make room there, or choose another place")
+    return CannotWrite(f"cannot write {path}: {reason}; make room there, or choose another place")
 
 
 def _give_ordinary_rights(path: Path) -> None:

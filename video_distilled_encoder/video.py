@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from video_distilled_encoder.errors import InputError, import_extra
-from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.errors import InputError, import_extra, warn
+from video_distilled_encoder.files import VIDEO_SUFFIXES, atomic_path, find_files, reading
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv"}
+_LONGEST_GAP = 3600.0
+"""Seconds that two frames that follow one another may lie apart; more is taken for a jump of the clock."""
+_LONGEST_GAP_OF_BROADCAST = 10.0
+"""The same in MPEG streams, whose clocks may jump, as FFmpeg's command has it (-dts_delta_threshold)."""
+_DISORDER = 3
+"""So many frames a time stamp may go back before the clock is taken to have started again."""
+_MAY_JUMP, _NO_TIME_STAMPS = 0x0200, 0x0080  # AVFMT_TS_DISCONT, AVFMT_NOTIMESTAMPS
 
 
 @dataclass(frozen=True)
@@ -21,9 +29,11 @@ class VideoFrame:
     """One decoded frame."""
 
     time: float
-    """Presentation time in seconds since the first frame, from the container's own time stamps."""
+    """Presentation time in seconds since the first frame, from the container's own time stamps; it never goes back."""
     image: np.ndarray
-    """(H, W, 3) uint8 RGB, upright."""
+    """(H, W, 3) uint8 RGB, upright, of the first frame's size."""
+    new_shot: bool = False
+    """Another recording begins here, or since the frame before: the clock or the size of the pictures changed."""
 
 
 @dataclass(frozen=True)
@@ -34,59 +44,142 @@ class VideoInfo:
     height: int
     fps: float
     frames: int
-    """Number of frames; an estimate where the container does not store it."""
+    """Number of frames; an estimate where the container does not store it, and 0 where it says nothing."""
 
 
 def probe(path: Path) -> VideoInfo:
     """Read the header of a video.
 
     Raises:
-        InputError: the file is missing, empty, damaged, or holds no video.
+        InputError: the file is missing, empty, damaged, or holds no video with time stamps.
     """
     with _open(path) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         seconds = float(container.duration or 0) / 1e6
-        return VideoInfo(stream.width, stream.height, fps, stream.frames or round(seconds * fps))
+        # where the container has an index, it is right: edit lists hide frames of it, and dropped ones have no entry
+        shown = sum(not entry.is_discard for entry in stream.index_entries) if stream.frames else 0
+        frames = shown if shown > 1 else stream.frames
+        return VideoInfo(stream.width, stream.height, fps, frames or round(seconds * fps))
 
 
 def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
     """Decode a video from front to back.
+
+    Where recordings were joined, or the clock was set, time goes on with the next frame, which begins a new shot; where
+    the size changes, a new shot begins whose frames are resized and cropped to the first size. A warning says so.
 
     Args:
         path: the video file.
         min_interval: seconds; of the frames, the nearest to each multiple of it is kept. 0 keeps all.
 
     Raises:
-        InputError: the file is missing, empty, damaged, truncated or holds no video.
+        InputError: the file is missing, empty, damaged, truncated or holds no video with time stamps.
     """
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        decoded = 0
-        start = None
-        next_time = 0.0
         interval = 1 / float(stream.average_rate) if stream.average_rate else 0.0
-        for frame in _decode(container, path):
+        clock = _Clock(interval, _LONGEST_GAP_OF_BROADCAST if container.format.flags & _MAY_JUMP else _LONGEST_GAP)
+        changes: Counter[str] = Counter()
+        packets = _Packets(container)
+        decoded, next_time, new_shot = 0, 0.0, False
+        shape: tuple[int, int] | None = None
+        size: tuple[int, int] | None = None
+        for frame in _decode(packets, path):
             decoded += 1
-            stamp = frame.time if frame.time is not None else decoded * interval
-            start = stamp if start is None else start
-            time = stamp - start
+            time, change = clock.read(frame.time)
+            if shape not in (None, (frame.width, frame.height)):
+                changes["the size changes"] += 1
+                new_shot = True
+            shape = frame.width, frame.height
+            if change:
+                changes[change] += 1
+                new_shot = True
             if time + interval / 2 < next_time:
                 continue
             while min_interval and time + interval / 2 >= next_time:
                 next_time += min_interval
-            yield VideoFrame(time, _upright(frame))
+            image = _upright(frame)
+            size = size or image.shape[:2]
+            yield VideoFrame(time, _fit(image, size), new_shot)
+            new_shot = False
         if decoded == 0:
             raise InputError(f"{path} holds no frame that can be decoded; it is damaged or truncated")
-        if decoded + max(2, 0.01 * stream.frames) < stream.frames:
-            raise InputError(f"{path} is truncated: {decoded} of its {stream.frames} frames can be decoded")
+        if missing := packets.missing(round((time + interval) / interval) if interval else 0):
+            raise InputError(f"{path} is truncated: {missing} of its frames are missing at its end")
+        if changes:
+            counts = ", ".join(f"{change} ({count} x)" for change, count in changes.items())
+            warn(f"in {path} {counts}: a new shot begins, time goes on, and all frames are given the first one's size")
+
+
+class _Clock:
+    """Seconds since the first frame, from time stamps that may be missing, start again or jump ahead.
+
+    Args:
+        interval: usual seconds between two frames, 0 if they are not known.
+        longest_gap: seconds; if two frames are further apart, the clock jumped.
+    """
+
+    def __init__(self, interval: float, longest_gap: float) -> None:
+        self.interval, self.longest_gap = interval, longest_gap
+        self.time: float | None = None
+        """Of the last frame."""
+        self._start: float | None = None
+
+    def read(self, stamp: float | None) -> tuple[float, str]:
+        """Return the time of the next frame, and what happened to the clock before it, if anything did."""
+        last = self.time
+        usual = 0.0 if last is None else last + self.interval
+        if self._start is None and stamp is not None:
+            self._start = stamp - usual
+        time = usual if stamp is None or self._start is None else stamp - self._start
+        change = ""
+        if last is not None and time < last - _DISORDER * self.interval:
+            change = "the clock starts again"
+        elif last is not None and time > last + self.longest_gap:
+            change = "the clock jumps ahead"
+        if change and self._start is not None:
+            self._start += time - usual
+            time = usual
+        self.time = time if last is None else max(last, time)
+        return self.time, change
+
+
+class _Packets:
+    """The packets of a container's first video stream, counted, so that a truncated file can be told.
+
+    MP4's index, and AVI's, list the packets that a whole file has. Its number of frames says less: an edit list hides
+    some, AVI also counts frames that were dropped. But AVI's index is at its end, and goes first.
+    """
+
+    def __init__(self, container: Any) -> None:
+        self.container = container
+        self.stream = container.streams.video[0]
+        self.listed = len(self.stream.index_entries)
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for packet in self.container.demux(self.stream):
+            self.count += packet.size > 0
+            yield packet
+
+    def missing(self, slots: int) -> int:
+        """Return how many frames are missing at the end, after all were read; a few may always be.
+
+        Args:
+            slots: of so many frames the time has gone by.
+        """
+        listed, found = self.listed, self.count
+        if found > listed:  # there is no index, or not of all
+            listed, found = self.stream.frames, max(found, slots)
+        return listed - found if found + max(2, 0.01 * listed) < listed else 0
 
 
 def write_video(path: Path, images: Iterable[np.ndarray], fps: float) -> None:
     """Write (H, W, 3) uint8 RGB images as an H.264 video that every player shows; H and W must be even."""
     av = import_extra("av", "video")
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_path(path) as temporary, av.open(_url(temporary), "w", format="mp4") as container:
         stream = None
         for image in images:
             if stream is None:
@@ -107,40 +200,55 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-            if not inside:
-                raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path} does not exist")
+        inside = find_files(path, VIDEO_SUFFIXES)
+        if not inside:
+            raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        found += inside
     return found
 
 
 def _open(path: Path) -> Any:
     av = import_extra("av", "video")
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty")
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a video ({_reason(error)}); it is damaged or truncated") from error
+    with reading(path):
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty")
+        try:
+            container = av.open(_url(path))
+        except OSError:
+            raise
+        except av.error.FFmpegError as error:
+            raise InputError(
+                f"{path} cannot be read as a video ({_reason(error)}); it is damaged or truncated"
+            ) from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} holds no video stream")
+    if container.format.flags & _NO_TIME_STAMPS:
+        kind = container.format.name
+        container.close()
+        raise InputError(
+            f"{path} has no time stamps: it is read as a bare {kind} stream; give a video in a container, as "
+            f"ffmpeg -r FRAMES_PER_SECOND -f {kind} -i FILE -c copy FILE.mkv makes one, or of a recording of several "
+            "sensors a video of each camera"
+        )
     return container
 
 
-def _decode(container: Any, path: Path) -> Iterator[Any]:
+def _url(path: Path) -> str:
+    """Return the name that FFmpeg takes for a file whatever it holds; 12:30.mp4 it would take for a protocol."""
+    return f"file:{path}"
+
+
+def _decode(packets: Iterable[Any], path: Path) -> Iterator[Any]:
     av = import_extra("av", "video")
-    try:
-        yield from container.decode(video=0)
-    except av.error.FFmpegError as error:
-        raise InputError(f"{path} cannot be decoded to its end ({_reason(error)}); it is damaged") from error
+    with reading(path):
+        try:
+            for packet in packets:
+                yield from packet.decode()
+        except OSError:
+            raise
+        except av.error.FFmpegError as error:
+            raise InputError(f"{path} cannot be decoded to its end ({_reason(error)}); it is damaged") from error
 
 
 def _reason(error: Exception) -> str:
@@ -148,10 +256,25 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """Return the picture with the container's rotation flag applied."""
+    """Return the picture as the container's display matrix turns and mirrors it, by quarters of a turn.
+
+    A pixel at (x, y) is shown at (a x + c y, b x + d y); the matrix holds a, b, 0, c, d, 0 and a shift.
+    """
     image: np.ndarray = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize and crop a picture to (height, width), if it has another size."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.BICUBIC))
 
 
 def nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -1,6 +1,9 @@
+import io
 import subprocess
 import sys
+import weakref
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from video_distilled_encoder import encode
+from video_distilled_encoder import Encoder, encode
+from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.pca import PCA
-from video_distilled_encoder.video import read_frames
+from video_distilled_encoder.video import probe, read_frames
 
 
 def test_image_features_and_picture(run_command, tiny, tiny_directory, photograph, tmp_path):
@@ -55,6 +59,120 @@ def test_video_features_in_parts_and_picture_video(run_command, tiny, tiny_direc
     assert len(pictures) == len(frames) == 15
     assert pictures[0].shape == (270, 2 * 480, 3)
     assert np.abs(pictures[0][:, :480].astype(int) - frames[0].image).mean() < 6
+
+
+def faststart(path, images):
+    """Write an MP4 whose index comes first, so that a truncated copy still opens."""
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def noise(count):
+    return list(np.random.default_rng(0).integers(0, 255, (count, 48, 64, 3), dtype=np.uint8))
+
+
+def test_a_bad_file_ends_no_folder_and_leaves_nothing(run_command, tiny_directory, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encode, "FRAMES_PER_FILE", 4)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    faststart(folder / "broken.mp4", noise(20))
+    content = (folder / "broken.mp4").read_bytes()
+    (folder / "broken.mp4").write_bytes(content[: len(content) * 3 // 4])
+    (folder / "a.jpg").write_text("text")
+    Image.fromarray(noise(1)[0]).save(folder / "z.png")
+    options = ["--out", tmp_path / "out", "--model", tiny_directory, "--size", "32", "--no-pictures"]
+    error = run_command(encode.main, folder, *options)
+    assert "2 of 3 inputs could not be encoded; the others are" in error
+    assert "a.jpg cannot be read as an image" in error
+    assert "broken.mp4" in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["z.safetensors"]
+    assert "1 inputs encoded" in capsys.readouterr().out
+
+
+def test_a_second_run_leaves_no_part_of_a_longer_video_and_encodes_no_output(
+    run_command, tiny_directory, make_video, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(encode, "FRAMES_PER_FILE", 4)
+    options = ["--model", tiny_directory, "--size", "32", "--batch-size", "2"]
+    for seconds, parts in ((1.2, ["a.part2.safetensors", "a.part3.safetensors"]), (0.4, [])):
+        video = make_video("in/a.mp4", seconds=seconds)
+        assert run_command(encode.main, video.parent, "--out", video.parent, *options) is None
+        expected = ["a.mp4", *parts, "a.pca.mp4", "a.safetensors"]
+        assert sorted(path.name for path in video.parent.iterdir()) == expected
+
+
+def test_a_video_whose_parts_would_be_another_video_is_refused(make_video, tmp_path):
+    for name in ("in/a.mp4", "in/a.part2.mp4"):
+        video = make_video(name, seconds=0.2)
+    with pytest.raises(InputError, match="would both be written"):
+        encode.find_jobs([video.parent], tmp_path / "out")
+
+
+class Stretch(io.RawIOBase):
+    """A file that cannot be sought in, as browsers record: the length stays unknown."""
+
+    def __init__(self):
+        self.content = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.content += bytes(data)
+        return len(data)
+
+
+def test_a_video_of_unknown_length_is_encoded_once(run_command, tiny_directory, tmp_path, monkeypatch):
+    stretch = Stretch()
+    with av.open(stretch, "w", format="webm", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for image in noise(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    (tmp_path / "a.webm").write_bytes(stretch.content)
+    assert probe(tmp_path / "a.webm").frames == 0
+    encoded = []
+    plain = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, images, **o: encoded.append(images) or plain(self, images, **o))
+    options = ["--out", tmp_path, "--model", tiny_directory, "--size", "32"]
+    assert run_command(encode.main, tmp_path / "a.webm", *options) is None
+    for_colours = [images for images in encoded if not isinstance(images, list)]
+    assert 8 <= len(for_colours) <= 16
+    assert sum(len(images) for images in encoded if isinstance(images, list)) == 40
+    assert len(load_file(tmp_path / "a.safetensors")["times"]) == 40
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 17, 1000])
+def test_evenly_spaced_items_are_held_in_bounded_memory(length):
+    class Item:
+        def __init__(self, number):
+            self.number = number
+            alive.add(self)
+
+    def items():
+        for number in range(length):
+            assert len(alive) <= 17
+            yield Item(number)
+
+    alive = weakref.WeakSet()
+    numbers = [item.number for item in encode.spread(items(), 16)]
+    assert min(length, 8) <= len(numbers) <= 16
+    assert numbers == list(range(0, length, numbers[1] if len(numbers) > 1 else 1))
+
+
+def test_a_gif_that_moves_is_a_video(run_command, tiny_directory, tmp_path):
+    still, *more = (Image.fromarray(image) for image in noise(3))
+    still.save(tmp_path / "still.gif")
+    still.save(tmp_path / "moving.gif", save_all=True, append_images=more, duration=100)
+    options = ["--out", tmp_path / "out", "--model", tiny_directory, "--size", "32", "--no-pictures"]
+    assert run_command(encode.main, tmp_path, *options) is None
+    assert load_file(tmp_path / "out" / "still.safetensors")["cls"].shape == (192,)
+    assert torch.allclose(load_file(tmp_path / "out" / "moving.safetensors")["times"], torch.tensor([0, 0.1, 0.2]))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.video import find_videos, probe, read_frames, write_video
+from video_distilled_encoder.errors import InputError, InputWarning
+from video_distilled_encoder.video import _Clock, find_videos, probe, read_frames, write_video
 
 
 def test_frames_and_times_of_a_real_clip(clip):
@@ -109,3 +111,157 @@ def test_reading_can_be_given_up_early(clip):
         f"for _ in range(60):\n    next(read_frames(Path({str(clip)!r})))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=100, check=True).returncode == 0
+
+
+def encode(path, container, codec, stamps, size=(64, 48), picture=None, **options):
+    """Write a video of moving noise, or of one picture, with frames at `stamps` / 24 s."""
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    with av.open(str(path), "w", format=container, options=options.pop("muxer", {})) as target:
+        stream = target.add_stream(codec, rate=24, options=options)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for stamp in stamps:
+            image = np.roll(noise, stamp, axis=1) if picture is None else picture
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = stamp
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("first", [12, 54], ids=["at a key frame", "between two"])
+def test_an_edit_list_hides_frames_and_is_no_truncation(tmp_path, first):
+    """Key frames every 12: of 96 frames the 24 from `first` on are shown; some before it may be there to decode it."""
+    path = encode(tmp_path / "trim.mp4", "mp4", "libx264", range(96), g="12", bf="0", sc_threshold="0")
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"elst") + 12  # after the name, the version and the number of entries
+    content[entry : entry + 8] = struct.pack(">Ii", 1000, first * 12288 // 24)  # 1 s long, from there on
+    path.write_bytes(content)
+    frames = list(read_frames(path))
+    assert np.allclose([frame.time for frame in frames], np.arange(24) / 24)
+    whole = list(read_frames(encode(tmp_path / "whole.mp4", "mp4", "libx264", range(96), g="12", bf="0")))
+    assert np.abs(frames[0].image.astype(int) - whole[first].image).mean() < 12
+    assert probe(path).frames == 24
+    assert not any(frame.new_shot for frame in frames)
+
+
+def test_dropped_frames_of_an_avi_are_no_truncation_and_a_cut_one_is(tmp_path):
+    path = encode(tmp_path / "camera.avi", "avi", "mjpeg", range(0, 120, 2))
+    frames = list(read_frames(path))
+    assert np.allclose([frame.time for frame in frames], np.arange(60) / 12)
+    assert probe(path).frames == 60
+    (tmp_path / "cut.avi").write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(InputError, match="is truncated"):
+        list(read_frames(tmp_path / "cut.avi"))
+
+
+def joined(path, *parts):
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def test_joined_recordings_whose_clock_starts_again_go_on_in_time(tmp_path):
+    part = encode(tmp_path / "part.ts", "mpegts", "libx264", range(48))
+    path = joined(tmp_path / "joined.ts", part, part, part)
+    with pytest.warns(InputWarning, match=r"joined\.ts the clock starts again \(2 x\)"):
+        frames = list(read_frames(path))
+    assert np.allclose([frame.time for frame in frames], np.arange(144) / 24, atol=1e-4)
+    assert [number for number, frame in enumerate(frames) if frame.new_shot] == [48, 96]
+    with pytest.warns(InputWarning):
+        slower = list(read_frames(path, min_interval=0.1))
+    assert np.allclose([frame.time for frame in slower], np.arange(60) / 10, atol=0.5 / 24 + 1e-4)
+    assert [number for number, frame in enumerate(slower) if frame.new_shot] == [20, 40]
+
+
+@pytest.mark.parametrize(("container", "jump"), [("mpegts", 40_000), ("matroska", 2_000_000)])
+def test_a_clock_that_jumps_ahead_is_no_gap_in_time(tmp_path, container, jump):
+    stamps = [*range(24), *range(24 + 24 * jump, 48 + 24 * jump)]
+    path = encode(tmp_path / "jump", container, "libx264", stamps, bf="0", tune="zerolatency")
+    with pytest.warns(InputWarning, match=r"the clock jumps ahead \(1 x\)"):
+        frames = list(read_frames(path, min_interval=0.1))
+    times = np.array([frame.time for frame in frames])
+    assert len(times) == 20
+    assert np.allclose(times, np.arange(20) / 10, atol=0.5 / 24 + 1e-2)
+    assert [number for number, frame in enumerate(frames) if frame.new_shot] == [10]
+
+
+def test_a_picture_held_for_minutes_stays_so_long(tmp_path):
+    path = encode(tmp_path / "screen.mkv", "matroska", "libx264", [0, 1, 2, 24 * 300], bf="0")
+    frames = list(read_frames(path))
+    assert [round(frame.time) for frame in frames] == [0, 0, 0, 300]
+    assert not any(frame.new_shot for frame in frames)
+
+
+def test_time_stamps_a_little_out_of_order_are_one_shot():
+    clock = _Clock(0.04, 10.0)
+    read = [clock.read(stamp) for stamp in (None, 5.04, 5.12, 5.08, None, 5.2)]
+    assert np.allclose([time for time, _ in read], [0, 0.04, 0.12, 0.12, 0.16, 0.2])
+    assert not any(change for _, change in read)
+
+
+def test_frames_have_one_size_though_the_video_changes_it(tmp_path):
+    half = np.zeros((48, 64, 3), np.uint8)
+    half[:, :32] = 255
+    wide = np.kron(np.array([[80, 255, 0, 80]]), np.ones((40, 20)))[..., None].repeat(3, 2).astype(np.uint8)
+    parts = [
+        encode(tmp_path / "a.ts", "mpegts", "libx264", range(24), picture=half),
+        encode(tmp_path / "b.ts", "mpegts", "libx264", range(24), size=(80, 40), picture=wide),
+    ]
+    with pytest.warns(InputWarning, match=r"the size changes \(1 x\)"):
+        frames = list(read_frames(joined(tmp_path / "sizes.ts", *parts)))
+    assert {frame.image.shape for frame in frames} == {(48, 64, 3)}
+    assert [number for number, frame in enumerate(frames) if frame.new_shot] == [24]
+    # 80 x 40 becomes 96 x 48, of which the middle 64 are kept: of the 24 pixels of each grey edge 8
+    expected = np.repeat([80, 255, 0, 80], [8, 24, 24, 8])
+    row = frames[-1].image[24, :, 0].astype(int)
+    inner = np.abs(np.arange(64)[:, None] - [8, 32, 56]).min(1) > 3
+    assert np.abs(row - expected)[inner].max() < 12
+
+
+@pytest.mark.parametrize(
+    "turn", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)], ids=["0", "90", "180", "270"]
+)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_pictures_are_shown_as_their_display_matrix_says(tmp_path, turn, mirrored):
+    a, b, c, d = (-turn[0], -turn[1], *turn[2:]) if mirrored else turn
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+    path = encode(
+        tmp_path / "x.mp4", "mp4", "libx264", range(3), (64, 48), colours.repeat(24, 0).repeat(32, 1), crf="5"
+    )
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 20] = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
+    path.write_bytes(content)
+    shown = next(read_frames(path)).image
+    expected = np.empty_like(colours)
+    for y, x in np.ndindex(2, 2):  # the middles of the quadrants around the middle of the picture
+        across, down = a * (2 * x - 1) + c * (2 * y - 1), b * (2 * x - 1) + d * (2 * y - 1)
+        expected[(down + 1) // 2, (across + 1) // 2] = colours[y, x]
+    assert shown.shape == ((64, 48, 3) if a == 0 else (48, 64, 3))
+    height, width = shown.shape[:2]
+    middles = shown[height // 4 :: height // 2, width // 4 :: width // 2].astype(int)
+    assert np.abs(middles - expected).max() < 40
+
+
+@pytest.mark.parametrize(("name", "container", "codec"), [("a.h264", "h264", "libx264"), ("a.bag", "mjpeg", "mjpeg")])
+def test_streams_without_time_stamps_are_refused(tmp_path, name, container, codec):
+    path = encode(tmp_path / name, container, codec, range(24))
+    for read in (probe, lambda path: next(read_frames(path))):
+        with pytest.raises(InputError, match=rf"{name} has no time stamps: it is read as a bare {container} stream"):
+            read(path)
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("2026-01-02T12:30:05.mp4")
+    write_video(path, [np.zeros((48, 64, 3), np.uint8)] * 3, 10)
+    assert len(list(read_frames(path))) == 3
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(clip, monkeypatch):
+    def refuse(*_, **__):
+        raise av.error.PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(InputError, match=r"^cannot read .*dog\.mp4 \(Permission denied\); see to its rights"):
+        probe(clip)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from training.data.frame_store import FrameStore
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, warn
 from video_distilled_encoder.video import nearest
 
 
@@ -86,12 +86,11 @@ class ClipIndex:
         """(clips, K) frame numbers, with the largest gap if that is drawn."""
         self.videos = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         """(clips,) the store each clip is from."""
+        without = [store for store, row in zip(stores, rows, strict=True) if not len(row)]
         if len(self.frames) == 0:
-            longest = max((store.times[-1] for store in stores if len(store)), default=0.0)
-            raise InputError(
-                f"no video is long enough: a clip's {len(furthest)} frames span {furthest[-1]:g} s, and the longest "
-                f"video has {longest:.2f} s; change clips.stride or give longer videos"
-            )
+            raise InputError(f"no video {_why_no_clip(without, furthest)}")
+        if without:
+            warn(f"{len(without)} of {len(stores)} videos give no clip: none {_why_no_clip(without, furthest)}")
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def __len__(self) -> int:
@@ -159,6 +158,32 @@ class ClipIndex:
         weights = np.array([len(clips) for clips in members]) ** (1 - self.balance)
         ends = np.round(len(self) * np.cumsum(weights) / weights.sum()).astype(int)
         return np.diff(ends, prepend=0).tolist()
+
+
+def _why_no_clip(stores: Sequence[FrameStore], offsets: Sequence[float]) -> str:
+    """Say what no one of some videos has that a clip needs, and how to mend it."""
+    span = f"a clip's {len(offsets)} frames span {offsets[-1]:g} s"
+    longest = max(stores, key=_longest_shot, default=None)
+    shot = _longest_shot(longest) if longest else 0.0
+    if longest is None or shot < offsets[-1]:
+        seconds = max((store.times[-1] for store in stores if len(store)), default=0.0)
+        shots = f", its longest shot {shot:.2f} s" if shot < seconds else ""
+        return (
+            f"is long enough: {span}, and the longest video has {seconds:.2f} s{shots}; change clips.stride or give "
+            "longer videos"
+        )
+    step = float(np.median(np.diff(longest.times)))
+    return (
+        f"has frames where a clip wants them: {span}, and those of {longest} are {step:.3g} s apart; choose a "
+        f"clips.stride that is a multiple of {step:.3g}, or more frames a second (extract.fps)"
+    )
+
+
+def _longest_shot(store: FrameStore) -> float:
+    """Return how many seconds the longest shot of a video has."""
+    begins = np.flatnonzero(np.diff(store.shots, prepend=-1))
+    ends = np.append(begins[1:], len(store)) - 1
+    return float((store.times[ends] - store.times[begins]).max()) if len(store) else 0.0
 
 
 def clip_frames(times: np.ndarray, shots: np.ndarray, offsets: Sequence[float]) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
@@ -15,8 +17,10 @@ from tqdm import tqdm
 from training.common import stop
 from training.common.machine import processors
 from training.data.frame_store import ExtractConfig, extract_video
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
 from video_distilled_encoder.video import find_videos
+
+_STOPPED = "stopped while videos were extracted; the same command goes on"
 
 
 def extract_all(
@@ -35,22 +39,24 @@ def extract_all(
         root: folder of the stores.
         config: frame rate, size and quality.
         workers: processes; 0 means one per processor.
-        skip_unreadable: leave out, with a warning, videos that cannot be read, instead of stopping at the first.
+        skip_unreadable: leave out, with a warning, videos that cannot be read, instead of refusing at the end.
         deadline: of `time.monotonic`, after which no more is begun.
 
     Returns:
         The stores in the order of the videos, each with the folder of its video; a video given twice counts once.
 
     Raises:
-        InputError: a video cannot be read, or none is left; or the time is over, or a process was ended.
+        InputError: a video cannot be read, all others being extracted then, or none is left; or the time is over, or
+            the process was asked to stop, or the stores cannot be written.
     """
     videos = find_videos(paths)
     workers = min(workers or processors(), len(videos))
     stores: dict[Path, Path] = {}
+    failed: list[InputError] = []
     with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
         for video, result in _in_parallel(videos, root, config, workers):
             if stop.asked():
-                raise InputError("stopped while videos were extracted; the same command goes on")
+                raise InputError(_STOPPED)
             if deadline is not None and time.monotonic() > deadline:
                 raise InputError(
                     f"the time was over when {bar.n} of {len(videos)} videos were extracted; the same command goes on, "
@@ -58,14 +64,15 @@ def extract_all(
                 )
             try:
                 stores[video] = result()
+            except CannotWrite:
+                raise
             except InputError as error:
-                if not skip_unreadable:
-                    raise
-                bar.write(f"left out: {error}")
-            except BrokenProcessPool as error:
-                why = "stopped" if stop.asked() else "a process was ended from outside, perhaps for want of memory,"
-                raise InputError(f"{why} while videos were extracted; the same command goes on") from error
+                failed.append(error)
+                if skip_unreadable:
+                    bar.write(f"left out: {error}", file=sys.stderr)
             bar.update()
+    if not skip_unreadable:
+        refuse_failed(failed, len(videos), "videos cannot be read; mend them or leave them out (--skip-unreadable)")
     if not stores:
         raise InputError("none of the videos can be read")
     # From the back, so that of a video given twice the first folder stays.
@@ -73,18 +80,55 @@ def extract_all(
     return {stores[video]: folders[stores[video]] for video in videos if video in stores}
 
 
-def _in_parallel(
-    videos: Sequence[Path], root: Path, config: ExtractConfig, workers: int
-) -> Iterator[tuple[Path, Callable[[], Path]]]:
-    """Yield each video, as it is done, with a function that returns its store or raises its error."""
+Result = tuple[Path, Callable[[], Path]]
+"""A video that is done, with a function that returns its store or raises its error."""
+
+
+def _in_parallel(videos: Sequence[Path], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
+    """Yield each video as it is done. Where a process dies, the videos in work are tried one by one to find which."""
     if workers == 1:
         for video in videos:
             yield video, partial(extract_video, video, root, config)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(extract_video, video, root, config): video for video in videos}
+    left = deque(videos)
+    while left:
+        for video in (yield from _until_a_process_dies(left, root, config, workers)):
+            if (yield from _until_a_process_dies(deque([video]), root, config, 1)):
+                yield video, partial(_refuse, video)
+
+
+def _until_a_process_dies(
+    left: deque[Path], root: Path, config: ExtractConfig, workers: int
+) -> Generator[Result, None, list[Path]]:
+    """Extract videos, which are taken from `left`, and return those that were in work when a process died, if one did.
+
+    Raises:
+        InputError: it died because all were asked to stop.
+    """
+    jobs: dict[Future[Path], Path] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare_output) as pool:
         try:
-            for job in as_completed(jobs):
-                yield jobs[job], job.result
+            while left or jobs:
+                while left and len(jobs) < workers:
+                    jobs[pool.submit(extract_video, left[0], root, config)] = left[0]
+                    left.popleft()
+                done, _ = wait(jobs, return_when=FIRST_COMPLETED)
+                for job in done:
+                    if not isinstance(job.exception(), BrokenProcessPool):
+                        yield jobs.pop(job), job.result
+                if done & jobs.keys():
+                    break
+        except BrokenProcessPool:  # while the next was handed in
+            pass
         finally:
             pool.shutdown(cancel_futures=True)
+    if jobs and stop.asked():
+        raise InputError(_STOPPED)
+    return list(jobs.values())
+
+
+def _refuse(video: Path) -> Path:
+    raise InputError(
+        f"{video} was given up: a process was ended from outside, perhaps for want of memory, twice while videos were "
+        "extracted, the second time with this one alone"
+    )

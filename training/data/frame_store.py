@@ -28,7 +28,7 @@ from training.data import jpeg
 from training.data.box import Box
 from training.data.cuts import find_cuts, thumbnail
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_path, sha256
+from video_distilled_encoder.files import atomic_path, reading, sha256
 from video_distilled_encoder.video import VideoFrame, read_frames
 
 _META = "video.json"
@@ -65,26 +65,28 @@ def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
     """Write the frame store of a video, unless it is there already, and return its path.
 
     Raises:
-        InputError: the video is missing, empty, damaged or truncated. No store is left behind then.
+        InputError: the video is missing, unreadable, empty, damaged or truncated. No store is left behind then.
     """
-    if not video.is_file():
-        raise InputError(f"{video} does not exist")
-    digest = sha256(video)
+    with reading(video):
+        digest = sha256(video)
     path = root / config.folder / f"{digest[:16]}.zip"
     if path.exists():
         return path
     times: list[float] = []
     changes: list[float] = []
+    joints: set[int] = set()
     before: np.ndarray | None = None
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for frame in read_frames(video, min_interval=1 / config.fps if config.fps else 0.0):
             image = _scale_down(frame, config)
             archive.writestr(f"{len(times):06d}.jpg", jpeg.encode(image, config.quality))
+            if frame.new_shot:
+                joints.add(len(times))
             times.append(frame.time)
             small = thumbnail(frame.image)
             changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
             before = small
-        cuts = find_cuts(np.array(changes))
+        cuts = sorted(joints.union(find_cuts(np.array(changes))))
         meta = {"source": video.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
         archive.writestr(_META, json.dumps({**meta, "settings": asdict(config)}))
     return path
@@ -119,6 +121,8 @@ class FrameStore:
             self.times = np.asarray(meta["times"], dtype=np.float64)
             self.size: tuple[int, int] = tuple(meta["size"])
             cuts = meta["cuts"]
+            if (np.diff(self.times) < 0).any():
+                raise ValueError("its times go back")
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
         self.shots = np.zeros(len(self.times), dtype=np.int64)
@@ -134,6 +138,9 @@ class FrameStore:
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def __str__(self) -> str:
+        return self.source
 
     def read(self, index: int, box: Box | None = None, scale: int = 1) -> np.ndarray:
         """Return frame `index`, or a region of it, as (H, W, 3) uint8 RGB, at 1/`scale` of its size (`jpeg.decode`).

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from training.common.tiles import write_tiles
 from training.data.frame_store import FrameStore
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES, write_json
+from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files, reading, write_json
 
 SIDE = 16
 _SHOWN, _SIZE = 6, (320, 180)
@@ -62,10 +62,10 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     """Return the photographs under folders, without the pictures of labels.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one cannot be read.
     """
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    images = [path for path in files if not _is_label(path)]
+    files = [path for folder in folders for path in find_files(folder, IMAGE_SUFFIXES)]
+    images = sorted(path for path in files if not _is_label(path))
     if not images:
         raise InputError(f"there are no images under {', '.join(map(str, folders))}")
     return images
@@ -84,7 +84,7 @@ def hash_store(store: FrameStore) -> np.ndarray:
 
 def hash_with_copy(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the bits of an image, and of a copy of it at half the size and in low quality."""
-    with Image.open(path) as image:
+    with reading(path), Image.open(path) as image:
         whole = image.convert("RGB")
     buffer = io.BytesIO()
     whole.reduce(2).save(buffer, "JPEG", quality=30)
@@ -102,5 +102,5 @@ def _frame(store: FrameStore, number: int) -> Image.Image:
 
 def _is_label(path: Path) -> bool:
     """Tell label pictures, which have a palette or one channel, from photographs."""
-    with Image.open(path) as image:
+    with reading(path), Image.open(path) as image:
         return image.mode in ("P", "L", "1")

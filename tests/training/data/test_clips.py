@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.data.clips import ClipIndex, ClipsConfig, ClipSpec, clip_frames
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, InputWarning
 
 
 def brute_force(times, stride, frames):
@@ -84,6 +84,26 @@ def test_videos_that_are_too_short_say_so():
         ClipIndex(stores(5, 8), ClipsConfig(3, 0.5), seed=0)
     with pytest.raises(InputError, match=r"longest video has 0\.00 s"):
         ClipIndex(stores(1), ClipsConfig(3, 0.5), seed=0)
+
+
+def test_frames_too_far_apart_are_not_called_a_short_video():
+    slow = FakeStore(100)
+    slow.times = 2.0 * np.arange(100)
+    with pytest.raises(
+        InputError, match=r"span 1 s, and those of .* are 2 s apart; choose a clips\.stride .* 2"
+    ) as error:
+        ClipIndex([slow, *stores(5)], ClipsConfig(3, 0.5), seed=0)
+    assert "longer videos" not in str(error.value)
+    cut = FakeStore(100)
+    cut.shots = np.arange(100) // 5
+    with pytest.raises(InputError, match=r"longest video has 9\.90 s, its longest shot 0\.40 s"):
+        ClipIndex([cut], ClipsConfig(3, 0.5), seed=0)
+
+
+def test_videos_that_give_no_clip_beside_others_are_mentioned():
+    with pytest.warns(InputWarning, match=r"2 of 3 videos give no clip: .* the longest video has 0\.70 s"):
+        index = ClipIndex(stores(30, 5, 8), ClipsConfig(3, 0.5), seed=0)
+    assert len(index) == 20
 
 
 def test_folders_are_drawn_from_as_asked():

@@ -5,13 +5,15 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 
+from training.data.clips import ClipIndex, ClipsConfig
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, extract_video
 from training.extract import main
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.video import read_frames
 
 
@@ -70,6 +72,58 @@ def test_a_time_that_is_over_and_a_process_that_was_ended_are_one_sentence(clip,
     monkeypatch.setattr("training.data.extraction.extract_video", die)
     with pytest.raises(InputError, match=r"a process was ended from outside.* while videos were extracted"):
         extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=2)
+
+
+def die_of_one(video, root, config):
+    if video.name == "killer.mp4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return extract_video(video, root, config)
+
+
+def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp_path, make_video, monkeypatch, capsys):
+    names = ("a.mp4", "killer.mp4", "z.mp4")
+    for number, name in enumerate(names):
+        make_video(f"videos/{name}", seconds=0.3 + 0.1 * number)
+    monkeypatch.setattr("training.data.extraction.extract_video", die_of_one)
+    where = [tmp_path / "videos"], tmp_path / "frames", ExtractConfig()
+    stores = extract_all(*where, workers=2, skip_unreadable=True)
+    assert [FrameStore(store).source for store in stores] == ["a.mp4", "z.mp4"]
+    assert "killer.mp4 was given up: a process was ended from outside" in capsys.readouterr().err
+
+
+def test_bad_videos_are_named_when_the_others_are_done(tmp_path, make_video):
+    make_video("videos/b.mp4")
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    (tmp_path / "videos" / "c.mp4").symlink_to("/proc/self/mem")  # reading its beginning is an error of the device
+    with pytest.raises(InputError) as error:
+        extract_all([tmp_path / "videos"], tmp_path / "frames", ExtractConfig(), workers=1)
+    assert "2 of 3 videos cannot be read" in str(error.value)
+    assert "a.mp4 is empty" in str(error.value)
+    assert "c.mp4 (Input/output error)" in str(error.value)
+    assert len(list((tmp_path / "frames").rglob("*.zip"))) == 1
+
+
+def test_a_full_disk_ends_the_extraction_though_unreadable_videos_are_skipped(tmp_path, make_video):
+    (tmp_path / "frames").write_text("a file where the folder would be")
+    with pytest.raises(InputError, match="cannot write"):
+        extract_all([make_video()], tmp_path / "frames", ExtractConfig(), workers=1, skip_unreadable=True)
+
+
+def test_joined_recordings_are_shots_of_one_store(tmp_path):
+    part = tmp_path / "part.ts"
+    with av.open(str(part), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(48):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    (tmp_path / "joined.ts").write_bytes(2 * part.read_bytes())
+    with pytest.warns(InputWarning, match="the clock starts again"):
+        store = FrameStore(extract_video(tmp_path / "joined.ts", tmp_path, ExtractConfig(fps=10)))
+    assert np.allclose(store.times, np.arange(40) / 10, atol=0.5 / 24 + 1e-4)
+    assert np.flatnonzero(np.diff(store.shots)).tolist() == [19]
+    index = ClipIndex([store], ClipsConfig(3, 0.5), 0)
+    assert sorted(index.frames[:, 0].tolist()) == [*range(10), *range(20, 30)]
 
 
 def test_a_damaged_store_is_refused(tmp_path, clip):

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.evaluation.features import extract
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES
+from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files
 
 """Suffixes of images, torchvision's."""
 
@@ -74,9 +74,11 @@ def find_images(root: Path, split: str) -> tuple[list[tuple[Path, int]], list[st
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise InputError(f"{folder} holds no class; expected a folder per class, {split}/CLASS/NAME.jpg")
+    of_class: dict[str, list[Path]] = {name: [] for name in classes}
+    for path in find_files(folder, IMAGE_SUFFIXES):
+        of_class.get(path.relative_to(folder).parts[0], []).append(path)
     items = []
-    for number, name in enumerate(classes):
-        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    for number, (name, images) in enumerate(of_class.items()):
         if not images:
             raise InputError(
                 f"the class {folder / name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it"

@@ -20,9 +20,9 @@ from torch import Tensor
 from training.evaluation.features import extract
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES
+from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.preprocessing import open_image
-from video_distilled_encoder.video import VIDEO_SUFFIXES, find_videos, nearest, read_frames
+from video_distilled_encoder.video import nearest, read_frames
 
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
 TOLERANCE = 0.25
@@ -112,23 +112,28 @@ def load_clips(
         )
 
 
-def nearest_frames(times: np.ndarray, offsets: Sequence[float], count: int) -> dict[float, np.ndarray]:
+def nearest_frames(
+    times: np.ndarray, offsets: Sequence[float], count: int, shots: np.ndarray | None = None
+) -> dict[float, np.ndarray]:
     """Choose base frames and partners by time.
 
     Args:
         times: (T,) ascending seconds.
         offsets: seconds.
         count: number of base frames, at most.
+        shots: (T,) numbers; a frame and its partners are of one. All are if it is not given.
 
     Returns:
         For each offset (m, 2) frame numbers, the base frames the same for all; m = 0 if no frame has all partners.
     """
     eligible = np.ones(len(times), dtype=bool)
+    shots = np.zeros(len(times), dtype=int) if shots is None else shots
     later = {}
     for offset in offsets:
         wanted = times + offset
         later[offset] = nearest(times, wanted)
         eligible &= np.abs(times[later[offset]] - wanted) <= TOLERANCE * offset
+        eligible &= shots[later[offset]] == shots
     bases = np.flatnonzero(eligible)
     if len(bases) > count:
         bases = bases[np.linspace(0, len(bases) - 1, count + 2).round().astype(int)[1:-1]]
@@ -204,19 +209,21 @@ def describe(model: Model, clips: Sequence[EncodedClip], args: argparse.Namespac
 
 
 def _find(data: Path, fps: float) -> list[_Source]:
-    if data.is_dir() and not any(path.suffix.lower() in VIDEO_SUFFIXES for path in data.rglob("*")):
-        return _find_sequences(data, fps)
+    files = find_files(data, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    videos = files if data.is_file() else [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        return _find_sequences(data, files, fps)
     root = data if data.is_dir() else data.parent
-    return [_Source(path.relative_to(root).as_posix(), path, [], []) for path in find_videos([data])]
+    return [_Source(path.relative_to(root).as_posix(), path, [], []) for path in videos]
 
 
-def _find_sequences(data: Path, fps: float) -> list[_Source]:
+def _find_sequences(data: Path, files: Sequence[Path], fps: float) -> list[_Source]:
     root = data / "JPEGImages" / "480p"
     root = root if root.is_dir() else data
     sequences: dict[str, list[tuple[int, Path]]] = {}
-    for path in sorted(root.rglob("*")):
+    for path in files:
         match = re.fullmatch(r"(.*?)[_-]?[a-z]?(\d+)", path.stem)
-        if path.suffix.lower() in IMAGE_SUFFIXES and match:
+        if match and path.is_relative_to(root):
             name = (path.parent.relative_to(root) / match[1]).as_posix()
             sequences.setdefault(name, []).append((int(match[2]), path))
     if not sequences:
@@ -231,8 +238,12 @@ def _find_sequences(data: Path, fps: float) -> list[_Source]:
 
 def _load(source: _Source, offsets: Sequence[float], count: int) -> Clip | None:
     """Decode the chosen frames of one video; None if it has none."""
-    times = np.array(source.times or [frame.time for frame in read_frames(source.path)])
-    pairs = nearest_frames(times, offsets, count)
+    if source.files:
+        times, shots = np.array(source.times), None
+    else:
+        frames = [(frame.time, frame.new_shot) for frame in read_frames(source.path)]
+        times, shots = np.array([time for time, _ in frames]), np.cumsum([new_shot for _, new_shot in frames])
+    pairs = nearest_frames(times, offsets, count, shots)
     chosen = np.unique(np.concatenate([pair.ravel() for pair in pairs.values()]))
     if not len(chosen):
         return None

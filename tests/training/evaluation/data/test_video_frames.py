@@ -1,12 +1,13 @@
 import argparse
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from training.evaluation.data.video_frames import encode_clips, load_clips, nearest_frames, other_frame
 from training.models.loading import Pixels
-from video_distilled_encoder import InputError
+from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.video import read_frames
 
 
@@ -55,6 +56,32 @@ def test_videos_are_not_mixed_and_draws_repeat(make_video, tmp_path):
         list(load_clips(tmp_path, [5]))
     with pytest.raises(InputError, match="does not exist"):
         list(load_clips(tmp_path / "nothing", [1.0]))
+
+
+def test_no_pair_crosses_from_one_recording_to_the_next_in_a_file(tmp_path):
+    part = tmp_path / "part.ts"
+    with av.open(str(part), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(15):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    part.write_bytes(2 * part.read_bytes())
+    with pytest.warns(InputWarning, match="the clock starts again"):
+        (clip,) = load_clips(part, [1.0], frames=100)
+    pairs = clip.times[clip.pairs[1.0]]
+    # at the end of the second the last frame still serves within the tolerance; at the joint there is another scene
+    assert np.allclose(pairs[:, 0], [0, 0.1, 0.2, 0.3, 0.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1], atol=1e-4)
+    assert np.allclose(pairs[:, 1], [1.0, 1.1, 1.2, 1.3, 1.4, 2.5, 2.6, 2.7, 2.8, 2.9, 2.9, 2.9], atol=1e-4)
+
+
+def test_a_folder_that_is_named_like_a_video_holds_a_sequence(tmp_path):
+    folder = tmp_path / "v_A_g01.avi"
+    folder.mkdir()
+    for number in range(30):
+        Image.new("RGB", (32, 24), (8 * number, 0, 0)).save(folder / f"{number:04d}.jpg")
+    (clip,) = load_clips(tmp_path, [0.5], fps=10, frames=3)
+    assert clip.video == "v_A_g01.avi"
 
 
 def test_image_sequences(tmp_path):
