@@ -12,7 +12,6 @@ from training.common.commands import command_parser
 from training.engine.handover import read
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import command
-from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.model_directory import load_strictly
 
 
@@ -24,10 +23,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the model directory that is written")
     args = parser.parse_args()
     found = read(args.folder)
-    config = ModelConfig(architecture=found.architecture)
-    backbone = config.build_backbone()
+    backbone = found.config.build_backbone()
     load_strictly(backbone, found.backbone(), args.folder)
-    Encoder(backbone, config).save_pretrained(args.out)
+    Encoder(backbone, found.config).save_pretrained(args.out)
     print(args.out)
 
 

@@ -11,10 +11,10 @@ from training.engine.initial_weights import start_from
 from training.engine.run import pretrain
 from training.handover import main
 from training.recipes.recipe import read_recipe
-from video_distilled_encoder import Encoder, InputError, ModelConfig
+from video_distilled_encoder import Encoder, InputError
 
 RECIPE = read_recipe("smoke", ["--run.steps=3"])
-CONFIG = ModelConfig(architecture=RECIPE.backbone.architecture)
+CONFIG = RECIPE.backbone.config
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_run_of_a_chain_goes_on_with_the_order_of_the_clips(run, clip, tmp_pat
 def test_what_was_written_before_is_replaced(run, tmp_path):
     method, folder = method_with(), tmp_path / "handover"
     for size, parts in ((0.1, 125), (2.0, 7)):
-        handover.write(folder, method, CONFIG.architecture, [], size)
+        handover.write(folder, method, CONFIG, [], size)
         assert len(list(folder.glob("part-*"))) == parts
         state = handover.read(folder).state
         assert torch.equal(state["cls_balance.center"], method.state_dict()["cls_balance.center"])
@@ -141,6 +141,13 @@ def test_the_encoder_is_made_of_the_parts(run, run_command, tmp_path, photograph
         Encoder.from_pretrained(path).encode(photograph) for path in (tmp_path / "encoder", run / "encoder")
     )
     assert torch.nn.functional.cosine_similarity(ours.patches, theirs.patches, dim=-1).min() > 0.9999
+
+
+def test_a_network_of_other_arguments_comes_back(run_command, tmp_path):
+    recipe = read_recipe("smoke", ['--backbone.model_args={"depth":2}'])
+    handover.write(tmp_path / "handover", build_method(recipe), recipe.backbone.config, [])
+    assert run_command(main, tmp_path / "handover", "--out", tmp_path / "encoder") is None
+    assert len(Encoder.from_pretrained(tmp_path / "encoder").backbone.blocks) == 2
 
 
 @pytest.mark.parametrize("kind", ["missing part", "damaged part", "changed facts", "missing sums", "no json"])

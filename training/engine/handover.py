@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from training.engine.plan import Plan
 from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.files import atomic_directory, sha256, write_json
+from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.model_directory import CHECKSUMS, read_checksums
 
 FOLDER = "handover"
@@ -38,8 +39,8 @@ class Handover(NamedTuple):
 
     state: dict[str, Tensor]
     """Of the method, in float32."""
-    architecture: str
-    """Of the backbone, timm's name."""
+    config: ModelConfig
+    """Of the encoder."""
     runs: list[dict[str, Any]]
     """The runs that have led here, the last one last: steps, clips, progress and recipe of each, and what its method
     says of the frozen models that it learnt from."""
@@ -57,14 +58,14 @@ def backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(
-    folder: Path, method: nn.Module, architecture: str, runs: list[dict[str, Any]], shard_mib: float = SHARD_MIB
+    folder: Path, method: nn.Module, config: ModelConfig, runs: list[dict[str, Any]], shard_mib: float = SHARD_MIB
 ) -> None:
     """Write what a run learnt into `folder`, in place of what was there.
 
     Args:
         folder: made if missing.
         method: whose state it is.
-        architecture: of the backbone, timm's name.
+        config: of the encoder.
         runs: that have led here.
         shard_mib: largest size of a part.
     """
@@ -72,7 +73,8 @@ def write(
     data, size = save(kept), int(shard_mib * 2**20)
     parts = [data[start : start + size] for start in range(0, len(data), size)]
     names = _names(len(parts))
-    facts = {"version": _VERSION, "architecture": architecture, "parts": len(parts), "runs": runs}
+    encoder = {"architecture": config.architecture, "model_args": dict(config.model_args)}
+    facts = {"version": _VERSION, **encoder, "parts": len(parts), "runs": runs}
     with atomic_directory(folder) as staging:
         for name, part in zip(names, parts, strict=True):
             (staging / name).write_bytes(part)
@@ -144,7 +146,7 @@ def read(folder: Path) -> Handover:
         if wrong:
             raise InputError(f"{folder / wrong[0]} does not match its checksum in {CHECKSUMS}; copy it again")
         state = load(b"".join((folder / name).read_bytes() for name in names))
-        return Handover(_with_twins(state), facts["architecture"], facts["runs"])
+        return Handover(_with_twins(state), ModelConfig.from_json(facts), facts["runs"])
     except FileNotFoundError as error:
         raise InputError(f"{folder} lacks {Path(error.filename).name}; copy all of its files") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

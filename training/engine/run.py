@@ -199,7 +199,7 @@ def train(
             runs = [*before, handover.facts_of(trainer.step, trainer.plan, facts, method.provenance())]
             card = run_card(recipe, trainer.step, len(stores), hours, runs)
             Encoder(method.encoder(), recipe.backbone.config, card).save_pretrained(out / "encoder")
-            handover.write(out / handover.FOLDER, method, recipe.backbone.architecture, runs, shard_mib)
+            handover.write(out / handover.FOLDER, method, recipe.backbone.config, runs, shard_mib)
         trainer.checkpoints.wait()
 
     try:
