@@ -30,7 +30,11 @@ class MissingExtra(InputError):
     """A feature needs an optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
+        self._arguments = package, extra
         super().__init__(f"{package} is not installed; install it with: pip install 'video_distilled_encoder[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return MissingExtra, self._arguments  # so that it comes back from another process
 
 
 def first_line(error: Exception) -> str:

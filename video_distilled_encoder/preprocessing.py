@@ -176,7 +176,8 @@ def open_image(path: Path) -> Image.Image:
         Image.DecompressionBombError,
     ) as error:
         reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"cannot be read as an image ({error})"
-        raise InputError(f"{path} {reason}") from error
+        mend = "; convert it to JPEG first" if path.suffix.lower() in (".heic", ".heif") else ""
+        raise InputError(f"{path} {reason}{mend}") from error
 
 
 def bundled_photographs() -> list[Path]:

@@ -181,6 +181,7 @@ def test_a_gif_that_moves_is_a_video(run_command, tiny_directory, tmp_path):
         ("missing.jpg", None, "missing.jpg does not exist"),
         ("empty.jpg", b"", "is empty"),
         ("text.jpg", b"text", "cannot be read as an image"),
+        ("text.heic", b"text", "convert it to JPEG first"),
         ("text.mp4", b"text", "cannot be read as a video"),
     ],
 )

@@ -1,11 +1,12 @@
 import os
+import pickle
 import subprocess
 import sys
 import warnings
 
 import pytest
 
-from video_distilled_encoder.errors import CannotWrite, InputError, InputWarning, prepare_output
+from video_distilled_encoder.errors import CannotWrite, InputError, InputWarning, MissingExtra, prepare_output
 from video_distilled_encoder.files import atomic_path, find_files
 
 
@@ -82,6 +83,12 @@ def test_a_warning_about_what_was_handed_in_is_one_line():
     prepare_output()
     assert warnings.formatwarning("3 files are left out", InputWarning, "a.py", 7) == "warning: 3 files are left out\n"
     assert "a.py:7" in warnings.formatwarning("too old", UserWarning, "a.py", 7)
+
+
+def test_a_missing_package_is_one_sentence_from_another_process_too():
+    error = pickle.loads(pickle.dumps(MissingExtra("av", "video")))
+    assert isinstance(error, MissingExtra)
+    assert str(error) == "av is not installed; install it with: pip install 'video_distilled_encoder[video]'"
 
 
 def test_a_place_below_a_file_is_one_sentence(tmp_path):
