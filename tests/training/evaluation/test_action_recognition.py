@@ -63,6 +63,24 @@ def hmdb(tmp_path):
     return root
 
 
+def test_a_video_to_train_and_to_test_on_is_refused(ucf, hmdb):
+    lists = ucf / "ucfTrainTestlist"
+    both = (lists / "trainlist01.txt").read_bytes() + b"Archery/v_Archery_g01_c01.avi 1\r\n"
+    (lists / "trainlist01.txt").write_bytes(both)
+    with pytest.raises(InputError, match=r"1 videos of split 1 .* both of its lists, e\.g\. Archery/v_Archery_g01_c01"):
+        protocol.find_split(ucf, 1)
+    listing = hmdb / "test_train_splits" / "wave_test_split2.txt"
+    listing.write_text(listing.read_text() + "#A_[wave]_&_(4);_goo_0.avi 1\n")
+    with pytest.raises(InputError, match="both of its lists"):
+        protocol.find_split(hmdb, 2)
+
+
+def test_names_in_lists_may_hold_spaces(ucf):
+    lists = ucf / "ucfTrainTestlist"
+    (lists / "trainlist01.txt").write_bytes("A/one take.avi 1\r\nA/two.avi\r\n".encode("utf-8-sig"))
+    assert protocol.read_ucf(lists / "trainlist01.txt") == ["A/one take.avi", "A/two.avi"]
+
+
 def test_ucfs_lists_are_read(ucf):
     train, test = protocol.find_split(ucf, 1)
     assert [video.path.relative_to(ucf / "videos").as_posix() for video in test[:2]] == [

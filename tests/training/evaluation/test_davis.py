@@ -62,6 +62,22 @@ def test_a_moving_square_is_followed(run, tmp_path):
     assert pixels["j"] == pytest.approx((by_name["square"]["j"] + 2 * by_name["pair"]["j"]) / 3, abs=0.02)
 
 
+def test_frames_need_no_leading_zeros(run, tmp_path):
+    """0, 1, 2, … 11 is the order of the frames, not 0, 1, 10, 11, 2."""
+    build(tmp_path / "davis", frames=12, shape=(96, 192))
+    padded = run("pixels")["figures"]
+    for path in list((tmp_path / "davis").rglob("0*.*")):
+        path.rename(path.with_name(f"{int(path.stem)}{path.suffix}"))
+    assert run("pixels")["figures"] == padded
+
+
+def test_names_in_the_list_may_hold_spaces(run, tmp_path):
+    build(tmp_path / "davis", "two words")
+    listing = tmp_path / "davis" / "ImageSets" / "2017" / "val.txt"
+    listing.write_bytes("two words\r\n".encode("utf-8-sig"))
+    assert list(run("pixels")["figures"]["units"]) == ["two words"]
+
+
 def test_the_result_says_what_was_done(run, tmp_path):
     build(tmp_path / "davis")
     build(tmp_path / "davis", "other", seed=1)
@@ -105,7 +121,7 @@ def test_wrong_data_is_one_sentence(run, tmp_path):
     mask.write_bytes(given)
     later = mask.with_name("00003.png")
     davis.write_mask(np.zeros((9, 9), np.uint8), later)
-    assert "00003.png is not of the size" in run("pixels")
+    assert "00003.png are 9 x 9; mend the data" in run("pixels")
     later.unlink()
     assert "images and masks of square" in run("pixels")
 

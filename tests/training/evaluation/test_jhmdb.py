@@ -54,6 +54,17 @@ def run(run_command, root, tmp_path):
     return run
 
 
+def test_frames_and_lists_of_any_kind(root, tmp_path):
+    (root / "Rename_Images" / "wave" / "one").rename(root / "Rename_Images" / "wave" / "one take")
+    line = "Rename_Images/wave/one take joint_positions/wave/one/joint_positions.mat"
+    (root / "testlist_split1.txt").write_bytes(f"{line}\r\n".encode("utf-8-sig"))
+    ((folder, positions),) = jhmdb.find_videos(root, 1)
+    assert (folder.name, positions.parent.name) == ("one take", "one")
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{number + 8}.png")
+    assert [path.stem for path in jhmdb.read_video(folder, positions).images] == ["8", "9", "10", "11"]
+
+
 def test_joints_are_followed(run, root):
     pixels, constant = run("pixels"), run("constant")
     figures = pixels["figures"]

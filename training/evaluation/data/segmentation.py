@@ -4,7 +4,9 @@
     vspw     data/VIDEO/origin/*.jpg   SPLIT.txt (videos)    data/VIDEO/mask/*.png         1-124, others void
     ade20k   images/SPLIT/*.jpg  (training, validation)      annotations/SPLIT/*.png       1-150, 0 void
 
-Labels are handed on with classes counted from 0 and void as 255.
+Labels are handed on with classes counted from 0 and void as 255. NAME is SEQUENCE_NUMBER in camvid, and a NUMBER in
+vspw: frames of the video, of which camvid has 30 a second and vspw 15. All lie as their images do, see
+`training/evaluation/data/labels.py`.
 """
 
 from __future__ import annotations
@@ -13,18 +15,22 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from training.evaluation.data.labels import VOID, read_labels
+from training.evaluation.data.labels import VOID, check_labels, read_labels
+from training.evaluation.data.listing import by_stem, find_frames, read_list
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES
+from video_distilled_encoder.video import nearest
 
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
+TOLERANCE = 0.25
+"""A frame stands for one `d` seconds later if it is so within this share of d."""
 
 
 class Pair(NamedTuple):
@@ -51,9 +57,22 @@ class Layout:
     splits: tuple[str, str]
     """Names of the parts to train and to test on."""
     find: Callable[[Path, str], list[Pair]]
-    """Return the labelled images of a split, sequences in order."""
+    """What `pairs` returns, before it is checked."""
     voids: tuple[int, ...]
     """Numbers in label images that mean no class."""
+    fps: float | None = None
+    """Frames of a sequence in a second, as they are numbered; None if there are no sequences."""
+
+    def pairs(self, root: Path, split: str) -> list[Pair]:
+        """Return the labelled images of a split, sequences in order.
+
+        Raises:
+            InputError: files are missing, or labels do not lie as their image does.
+        """
+        pairs = self.find(root, split)
+        for pair in pairs:
+            check_labels(pair.image, pair.label)
+        return pairs
 
     def read(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 classes, `VOID` where there is none.
@@ -88,11 +107,11 @@ def find_vspw(root: Path, split: str) -> list[Pair]:
     listing = root / f"{split}.txt"
     _need(listing, f"{split}.txt with a video per line, data/VIDEO/origin and data/VIDEO/mask", root)
     pairs = []
-    for video in listing.read_text(encoding="utf-8").split():
+    for video in read_list(listing):
         folder = root / "data" / video
         _need(folder / "origin", "data/VIDEO/origin/*.jpg and data/VIDEO/mask/*.png", root)
-        for number, (image, label) in enumerate(_match(folder / "origin", folder / "mask")):
-            pairs.append(Pair(image, label, video, number))
+        for image, label in _match(folder / "origin", folder / "mask"):
+            pairs.append(_numbered(image, label)._replace(sequence=video))
     return pairs
 
 
@@ -105,8 +124,8 @@ def find_ade20k(root: Path, split: str) -> list[Pair]:
 
 
 LAYOUTS = {
-    "camvid": Layout(CAMVID_CLASSES, 0, None, ("train", "test"), find_camvid, (11,)),
-    "vspw": Layout(tuple(str(n) for n in range(1, 125)), 1, (480, 848), ("train", "val"), find_vspw, (0, 254, 255)),
+    "camvid": Layout(CAMVID_CLASSES, 0, None, ("train", "test"), find_camvid, (11,), 30),
+    "vspw": Layout(tuple(str(n) for n in range(1, 125)), 1, (480, 848), ("train", "val"), find_vspw, (0, 254, 255), 15),
     "ade20k": Layout(
         tuple(str(n) for n in range(1, 151)), 1, (512, 512), ("training", "validation"), find_ade20k, (0,)
     ),
@@ -127,36 +146,48 @@ def describe_data(train: list[Pair], test: list[Pair], args: argparse.Namespace)
     }
 
 
-def with_future_labels(pairs: list[Pair], steps: int) -> list[Pair]:
-    """Give each image the label of the image `steps` labelled frames later in its sequence; the last ones go.
+def with_future_labels(pairs: list[Pair], seconds: float, fps: float | None) -> list[Pair]:
+    """Give each image the labels of the frame some seconds later in its sequence; those that have none go.
 
-    CamVid's labelled frames are a second apart in most sequences.
+    Args:
+        pairs: labelled images, sequences in order.
+        seconds: how much later; a frame stands for it if it is so within `TOLERANCE` of it.
+        fps: frames of a sequence in a second, as they are numbered.
 
     Raises:
-        InputError: no sequence is long enough, or `steps` is negative.
+        InputError: no two labelled frames lie so far apart, or `seconds` is negative.
     """
-    if steps == 0:
+    if seconds == 0:
         return pairs
-    if steps < 0:
-        raise InputError(f"--future counts labelled frames ahead, from 0, got {steps}")
-    future = [
-        now._replace(label=later.label)
-        for now, later in zip(pairs, pairs[steps:], strict=False)
-        if now.sequence and now.sequence == later.sequence
-    ]
+    if seconds < 0:
+        raise InputError(f"--future is a number of seconds ahead, from 0, got {seconds:g}")
+    if fps is None or not any(pair.sequence for pair in pairs):
+        raise InputError("--future needs labelled frames of videos, and these images are of none; leave it out")
+    future = []
+    for _, group in groupby((pair for pair in pairs if pair.sequence), key=lambda pair: pair.sequence):
+        sequence = list(group)
+        frames = np.array([pair.frame for pair in sequence])
+        later = nearest(frames, frames + seconds * fps)
+        close = np.abs(frames[later] - frames - seconds * fps) <= TOLERANCE * seconds * fps
+        future += [
+            now._replace(label=sequence[other].label)
+            for now, other, fits in zip(sequence, later, close, strict=True)
+            if fits
+        ]
     if not future:
-        raise InputError(f"no sequence has two labelled frames {steps} apart; lower --future")
+        raise InputError(
+            f"no sequence has two labelled frames {seconds:g} s apart, at {fps:g} a second; lower --future"
+        )
     return future
 
 
 def _numbered(image: Path, label: Path) -> Pair:
-    match = re.fullmatch(r"(.+?)_?(\d+)", image.stem)
+    match = re.fullmatch(r"(.*?)_?([0-9]+)", image.stem)
     return Pair(image, label, match[1], int(match[2])) if match else Pair(image, label, "", 0)
 
 
 def _match(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    found = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
-    masks = {path.stem: path for path in labels.glob("*.png")}
+    found, masks = by_stem(find_frames(images)), by_stem(find_frames(labels, {".png"}))
     if not found or found.keys() != masks.keys():
         odd = sorted(found.keys() ^ masks.keys())
         raise InputError(f"images in {images} and labels in {labels} do not match, e.g. {odd[:3] or 'both empty'}")

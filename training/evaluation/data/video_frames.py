@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from training.evaluation.data.segmentation import TOLERANCE
 from training.evaluation.features import extract
 from training.models.loading import Model
 from video_distilled_encoder.errors import InputError
@@ -25,8 +26,6 @@ from video_distilled_encoder.preprocessing import open_image
 from video_distilled_encoder.video import nearest, read_frames
 
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
-TOLERANCE = 0.25
-"""A frame stands for one `d` seconds later if it is so within this share of d."""
 
 
 @dataclass(frozen=True)

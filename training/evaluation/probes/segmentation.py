@@ -47,14 +47,14 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="camvid", help="of the data (%(default)s)")
     parser.add_argument("--train-split", help="images the layer is trained on (the layout's)")
     parser.add_argument("--test-split", help="images it is tested on (the layout's)")
-    parser.add_argument("--future", type=int, default=0, help="labels of the N-th next labelled frame (%(default)s)")
+    parser.add_argument("--future", type=float, default=0, metavar="SECONDS", help="labels so much later (%(default)s)")
     parser.add_argument("--layers", type=int, default=1, help="last blocks whose tokens are concatenated (%(default)s)")
 
 
 def load_splits(model: Model, args: argparse.Namespace) -> tuple[Split, Split]:
     """Find and encode the images to train and to test on."""
     layout = LAYOUTS[args.layout]
-    found = [layout.find(args.data, name) for name in split_names(args)]
+    found = [layout.pairs(args.data, name) for name in split_names(args)]
     height, width = layout.size or layout.read(found[0][0].label).shape
     size = model.nearest_size(height, width)
     train, test = (
@@ -64,11 +64,11 @@ def load_splits(model: Model, args: argparse.Namespace) -> tuple[Split, Split]:
     return train, test
 
 
-def look_ahead(split: Split, steps: int) -> Split:
-    """Pair each image's features with the labels of the image `steps` labelled frames later in its sequence."""
-    if steps == 0:
+def look_ahead(split: Split, seconds: float) -> Split:
+    """Pair each image's features with the labels of the frame some seconds later in its sequence."""
+    if seconds == 0:
         return split
-    pairs = with_future_labels(split.pairs, steps)
+    pairs = with_future_labels(split.pairs, seconds, split.layout.fps)
     number = {pair.image: number for number, pair in enumerate(split.pairs)}
     return Split(split.features[[number[pair.image] for pair in pairs]], pairs, split.layout)
 
@@ -86,8 +86,13 @@ def describe_features(model: Model, train: Split, args: argparse.Namespace) -> d
     return {
         "features": f"patch tokens, last {args.layers} block(s)",
         "size": [side * model.patch_size for side in train.features.shape[1:3]],
-        "future": args.future,
+        "future": told_future(args),
     }
+
+
+def told_future(args: argparse.Namespace) -> object:
+    """Return what a result says of how far ahead its labels are; a bare number used to count labelled frames."""
+    return f"{args.future:g} s" if args.future else 0
 
 
 def class_shares(labels: Tensor, grid: tuple[int, int], classes: int) -> Tensor:

@@ -22,6 +22,7 @@ A listed .avi may lie there as .mp4.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.evaluation.data.image_folder import ClassTokens, LabelledFeatures
+from training.evaluation.data.listing import read_list, split_use
 from training.evaluation.features import cached
 from training.evaluation.probes.classification import fit_and_score, training_setting
 from training.models.loading import Model
@@ -95,7 +97,7 @@ def find_split(root: Path, split: int) -> tuple[list[Video], list[Video]]:
     """Return the training and the test videos of a split of UCF-101 or HMDB-51, whichever lies in `root`.
 
     Raises:
-        InputError: neither does, a listed video is missing, or the two parts have different classes.
+        InputError: neither does, a listed video is missing or in both parts, or these have different classes.
     """
     videos = _first(root, _VIDEOS)
     if lists := _first(root, _UCF):
@@ -107,6 +109,8 @@ def find_split(root: Path, split: int) -> tuple[list[Video], list[Video]]:
             f"{root} holds neither UCF-101 nor HMDB-51; expected videos/CLASS/*.avi, and "
             "ucfTrainTestlist/trainlist01.txt or test_train_splits/CLASS_test_split1.txt"
         )
+    if both := sorted(set(train) & set(test)):
+        raise InputError(f"{len(both)} videos of split {split} in {lists} are in both of its lists, e.g. {both[0]}")
     odd = sorted({name.split("/")[0] for name in train} ^ {name.split("/")[0] for name in test})
     if odd or not train:
         raise InputError(f"split {split} in {lists} must train and test the same classes; {odd[:3] or 'it has none'}")
@@ -120,8 +124,8 @@ def read_ucf(listing: Path) -> list[str]:
         InputError: the list is missing, or a line names no CLASS/NAME.
     """
     found = []
-    for line in _lines(listing):
-        name = line.split()[0]
+    for line in read_list(listing):
+        name = re.sub(r"\s+[0-9]+$", "", line)
         if len(name.split("/")) != 2:
             raise InputError(f"{listing} has a line that is not CLASS/NAME.avi [NUMBER]: {line!r}")
         found.append(name)
@@ -140,11 +144,11 @@ def read_hmdb(folder: Path, split: int) -> tuple[list[str], list[str]]:
     if not listings:
         raise InputError(f"{folder} holds no CLASS{ending}")
     for listing in listings:
-        for line in _lines(listing):
-            name, _, use = line.rpartition(" ")
+        for line in read_list(listing):
+            name, use = split_use(line)
             if use not in found or not name:
                 raise InputError(f"{listing} has a line that is not NAME.avi 0|1|2: {line!r}")
-            found[use].append(f"{listing.name.removesuffix(ending)}/{name.strip()}")
+            found[use].append(f"{listing.name.removesuffix(ending)}/{name}")
     return found["1"], found["2"]
 
 
@@ -223,10 +227,3 @@ def _locate(videos: Path, names: list[str]) -> list[Video]:
 
 def _first(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _lines(listing: Path) -> list[str]:
-    if not listing.is_file():
-        raise InputError(f"{listing} does not exist")
-    lines = [line.strip() for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
-    return [line for line in lines if line]

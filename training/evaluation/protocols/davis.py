@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.evaluation.data.labels import VOID, read_labels
+from training.evaluation.data.labels import VOID, check_labels, read_labels
+from training.evaluation.data.listing import find_frames, read_list
 from training.evaluation.features import extract
 from training.evaluation.metrics.segmentation import (
     Statistics,
@@ -127,13 +128,14 @@ def find_sequences(root: Path, split: str, only: list[str] | None = None) -> lis
     """Return the sequences of a split.
 
     Raises:
-        InputError: a file is missing or has no counterpart, or a name in `only` is not in the split.
+        InputError: a file is missing or has no counterpart that lies as it does, or a name in `only` is not in the
+            split.
     """
     listings = [root / "ImageSets" / "2017" / f"{split}.txt", root / "ImageSets" / f"{split}.txt"]
     listing = next((path for path in listings if path.is_file()), None)
     if listing is None:
         raise InputError(f"{listings[0]} does not exist, nor {listings[1]}; expected {LAYOUT} in {root}")
-    names = listing.read_text(encoding="utf-8").split()
+    names = read_list(listing)
     unknown = sorted(set(only or ()) - set(names))
     if unknown or not names:
         raise InputError(f"{listing} does not list {unknown[0]}" if unknown else f"{listing} lists no sequence")
@@ -141,13 +143,15 @@ def find_sequences(root: Path, split: str, only: list[str] | None = None) -> lis
 
 
 def _find_sequence(root: Path, name: str) -> Sequence:
-    images = sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg"))
-    masks = sorted((root / "Annotations" / "480p" / name).glob("*.png"))
+    images = find_frames(root / "JPEGImages" / "480p" / name, {".jpg"})
+    masks = find_frames(root / "Annotations" / "480p" / name, {".png"})
     odd = sorted({path.stem for path in images} ^ {path.stem for path in masks})
     if odd:
         raise InputError(f"images and masks of {name} in {root} do not match, e.g. {odd[:3]}; expected {LAYOUT}")
     if len(images) < 3:
         raise InputError(f"{name} in {root} has {len(images)} frames, at least 3 are needed; expected {LAYOUT}")
+    for image, mask in zip(images, masks, strict=True):
+        check_labels(image, mask)
     return Sequence(name, images, masks)
 
 

@@ -94,7 +94,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         "setting": {
             "features": f"patch tokens, last {args.layers} block(s)",
             "height": height,
-            "future": args.future,
+            "future": probe.told_future(args),
             "steps": args.steps,
             "step": args.step,
             "frames": args.frames,

@@ -18,6 +18,7 @@ patches. Expected:
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from training.evaluation.data.listing import find_frames, read_list, split_use
 from training.evaluation.features import extract
 from training.evaluation.probes.propagation import Variant, propagate
 from training.evaluation.statistics.figures import percent
@@ -169,10 +171,7 @@ def find_videos(root: Path, split: int) -> list[tuple[Path, Path]]:
     """
     listing = root / f"testlist_split{split}.txt"
     if listing.is_file():
-        rows = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if any(len(row) != 2 for row in rows):
-            raise InputError(f"{listing} must hold a folder of frames and a .mat file in each line")
-        places = [(root / folder, root / positions) for folder, positions in rows]
+        places = [_place(root, line, listing) for line in read_list(listing)]
     else:
         places = _official_places(root, split)
     if not places:
@@ -183,15 +182,24 @@ def find_videos(root: Path, split: int) -> list[tuple[Path, Path]]:
     return places
 
 
+def _place(root: Path, line: str, listing: Path) -> tuple[Path, Path]:
+    """Return the two paths of a line; of the gaps at which names with spaces may end, the one that leaves two paths."""
+    gaps = list(re.finditer(r"\s+", line))
+    places = [(root / line[: gap.start()], root / line[gap.end() :]) for gap in gaps]
+    if not places or (len(places) > 1 and not any(folder.is_dir() for folder, _ in places)):
+        raise InputError(f"{listing} must hold a folder of frames and a .mat file in each line")
+    return next((place for place in places if place[0].is_dir() and place[1].is_file()), places[0])
+
+
 def _official_places(root: Path, split: int) -> list[tuple[Path, Path]]:
     ending = f"_test_split{split}.txt"
     places = []
     for listing in sorted((root / "splits").glob(f"*{ending}")):
         action = listing.name.removesuffix(ending)
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            video, _, part = line.strip().rpartition(" ")
+        for line in read_list(listing):
+            video, part = split_use(line)
             if part == "2":
-                name = video.strip().removesuffix(".avi")
+                name = video.removesuffix(".avi")
                 positions = root / "joint_positions" / action / name / "joint_positions.mat"
                 places.append((root / "Rename_Images" / action / name, positions))
     return places
@@ -204,7 +212,7 @@ def read_video(folder: Path, positions: Path) -> Video:
         InputError: the joints cannot be read, or there are more of them than frames.
     """
     joints = read_joints(positions)
-    images = sorted(folder.glob("*.png"))
+    images = find_frames(folder, {".png"})
     if not 2 <= len(joints) <= len(images):
         raise InputError(
             f"{folder} has {len(images)} frames, {positions} {len(joints)}; at least 2 and no fewer frames"

@@ -9,7 +9,7 @@ over the classes that occur, and pixel accuracy, as in linear-segmentation.
 
 The paper keeps soft labels of patches and up to 10,240,000 of them, from augmented images; mIoU rises with the bank, so
 figures compare at equal --bank only. 40,000 patches take some two minutes for CamVid's 233 test images on two free
-processor cores. With --future N see linear-segmentation; for the layouts `training/evaluation/data/segmentation.py`.
+processor cores. With --future see linear-segmentation; for the layouts `training/evaluation/data/segmentation.py`.
 """
 
 from __future__ import annotations

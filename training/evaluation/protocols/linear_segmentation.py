@@ -7,8 +7,8 @@ there: AdamW 1e-3, weight decay 1e-4, polynomial decay). Its loss is the cross-e
 patch's prediction, computed from the share of each class in each patch. For the score, logits are upsampled bilinearly
 to the labels' size: mean IoU over the classes that occur.
 
-With --future N each image's features must tell the labels of the N-th labelled frame after it (1 s in most sequences of
-CamVid). For the layouts of the data see `training/evaluation/data/segmentation.py`.
+With --future 1 each image's features must tell the labels of the frame one second after it, by the frames' numbers;
+images without such a frame are left out. For the layouts of the data see `training/evaluation/data/segmentation.py`.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     settings = read_settings(UpernetSettings, "upernet", args.preset, args.set)
     layout = LAYOUTS[args.layout]
     backbone = trainable_backbone(model)
-    pairs = [layout.find(args.data, split) for split in split_names(args)]
+    pairs = [layout.pairs(args.data, split) for split in split_names(args)]
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = UperNet(pyramid, len(layout.classes), settings.channels, settings.auxiliary_channels)
@@ -172,17 +172,8 @@ def _load(
 
 
 def read_pair(pair: Pair, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Return (3, H, W) uint8 RGB and (H, W) uint8 classes.
-
-    Raises:
-        InputError: image and labels are not of one size.
-    """
-    image = v2.functional.pil_to_tensor(open_image(pair.image))
-    labels = torch.from_numpy(layout.read(pair.label))
-    if image.shape[1:] != labels.shape:
-        sizes = [" x ".join(map(str, part.shape[-2:])) for part in (image, labels)]
-        raise InputError(f"{pair.image} is {sizes[0]} but its labels {pair.label} are {sizes[1]}; mend the data")
-    return image, labels
+    """Return (3, H, W) uint8 RGB and (H, W) uint8 classes of a pair that has been checked."""
+    return v2.functional.pil_to_tensor(open_image(pair.image)), torch.from_numpy(layout.read(pair.label))
 
 
 def fitted_size(size: tuple[int, ...], longer: float, shorter: float) -> list[int]:

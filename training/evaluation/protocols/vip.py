@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.evaluation.data.labels import VOID, read_labels
+from training.evaluation.data.labels import VOID, check_labels, read_labels
+from training.evaluation.data.listing import by_stem, find_frames, read_list
 from training.evaluation.features import extract
 from training.evaluation.metrics.segmentation import confusion_matrix, intersection_over_union
 from training.evaluation.probes.propagation import Variant, decide, labels_on_grid, propagate
@@ -107,20 +108,20 @@ def find_videos(root: Path, split: str) -> list[Video]:
     """Return the videos of a split.
 
     Raises:
-        InputError: a file is missing or has no counterpart.
+        InputError: a file is missing or has no counterpart that lies as it does.
     """
     listing = root / "lists" / f"{split}_videos.txt"
     if not listing.is_file():
         raise InputError(f"{listing} does not exist; expected {LAYOUT} in {root}")
-    names = [Path(line).name for line in listing.read_text(encoding="utf-8").split()]
+    names = [Path(line).name for line in read_list(listing)]
     if not names:
         raise InputError(f"{listing} lists no video")
     return [_find_video(root, name) for name in names]
 
 
 def _find_video(root: Path, name: str) -> Video:
-    images = {path.stem: path for path in sorted((root / "Images" / name).glob("*.jpg"))}
-    labels = {path.stem: path for path in (root / "Annotations" / "Category_ids" / name).glob("*.png")}
+    images = by_stem(find_frames(root / "Images" / name, {".jpg"}))
+    labels = by_stem(find_frames(root / "Annotations" / "Category_ids" / name, {".png"}))
     odd = sorted(labels.keys() - images.keys())
     if odd:
         raise InputError(f"labels of {name} in {root} are without image, e.g. {odd[:3]}; expected {LAYOUT}")
@@ -128,6 +129,8 @@ def _find_video(root: Path, name: str) -> Video:
         raise InputError(
             f"{name} in {root} must have at least two labelled frames, the first among them; expected {LAYOUT}"
         )
+    for stem, label in labels.items():
+        check_labels(images[stem], label)
     return Video(name, list(images.values()), [labels.get(stem) for stem in images])
 
 

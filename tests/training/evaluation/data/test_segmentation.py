@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation.data.segmentation import LAYOUTS, VOID, with_future_labels
+from training.evaluation.data.segmentation import LAYOUTS, VOID, Pair, with_future_labels
 from video_distilled_encoder import InputError
 
 
@@ -50,15 +52,44 @@ def test_ade20k(tmp_path):
 
 def test_future_labels_stay_within_their_sequence(vspw):
     pairs = LAYOUTS["vspw"].find(vspw, "val")
-    assert with_future_labels(pairs, 0) == pairs
-    future = with_future_labels(pairs, 1)
+    assert with_future_labels(pairs, 0, 15) == pairs
+    future = with_future_labels(pairs, 1 / 15, 15)
     assert [(pair.image.parts[-3], pair.image.stem[-1], pair.label.stem[-1]) for pair in future] == [
         ("b_2", "0", "1"),
         ("a_1", "0", "1"),
         ("a_1", "1", "2"),
     ]
-    with pytest.raises(InputError, match="no sequence has two labelled frames 5 apart"):
-        with_future_labels(pairs, 5)
+    with pytest.raises(InputError, match="no sequence has two labelled frames 5 s apart, at 15 a second"):
+        with_future_labels(pairs, 5, 15)
+
+
+def test_the_future_is_counted_in_seconds(tmp_path):
+    """The gaps of CamVid's 0016E5: 30 frames, mostly, and 29, 31, 270 and 1,950."""
+    frames = [0, 30, 61, 90, 360, 390, 2340, 2370]
+    pairs = [Pair(Path(f"{n}.jpg"), Path(f"{n}.png"), "0016E5", n) for n in frames]
+    pairs += [Pair(Path(f"b{n}.jpg"), Path(f"b{n}.png"), "val", n) for n in range(7959, 8021, 2)]
+    future = with_future_labels(pairs, 1, 30)
+    found = [(int(pair.image.stem), int(pair.label.stem)) for pair in future if pair.sequence == "0016E5"]
+    assert found == [(0, 30), (30, 61), (61, 90), (360, 390), (2340, 2370)]
+    for pair in (pair for pair in future if pair.sequence == "val"):
+        assert abs(int(pair.label.stem[1:]) - pair.frame - 30) <= 7  # a quarter of the distance
+    with pytest.raises(InputError, match="these images are of none"):
+        with_future_labels(pairs, 1, None)
+    with pytest.raises(InputError, match="from 0, got -1"):
+        with_future_labels(pairs, -1, 30)
+
+
+def test_names_of_any_kind_in_the_list(tmp_path):
+    for video in ("two words", "other"):
+        for number in range(12):
+            save(tmp_path / "data" / video / "origin" / f"{number}.jpg", 100)
+            save(tmp_path / "data" / video / "mask" / f"{number}.png", number)
+    (tmp_path / "val.txt").write_bytes("two words\r\nother\r\n".encode("utf-8-sig"))
+    pairs = LAYOUTS["vspw"].pairs(tmp_path, "val")
+    assert [(pair.sequence, pair.frame) for pair in pairs] == [
+        (video, number) for video in ("two words", "other") for number in range(12)
+    ]
+    assert all(pair.image.stem == pair.label.stem == str(pair.frame) for pair in pairs)
 
 
 def test_camvids_names_are_sequence_and_number(tmp_path):

@@ -30,6 +30,6 @@ def test_future_labels_share_the_features_of_the_present(tmp_path):
             Image.fromarray(np.full((32, 32), value, np.uint8)).save(tmp_path / folder / f"a_{number}.png")
     pairs = LAYOUTS["camvid"].find(tmp_path, "train")
     features = torch.arange(4.0).view(4, 1, 1, 1)
-    ahead = probe.look_ahead(probe.Split(features, pairs, LAYOUTS["camvid"]), 1)
+    ahead = probe.look_ahead(probe.Split(features, pairs, LAYOUTS["camvid"]), 1 / 30)
     assert ahead.features.flatten().tolist() == [0, 1, 2]
     assert [int(ahead.labels(number)[0, 0]) for number in range(3)] == [1, 2, 3]
