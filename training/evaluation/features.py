@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.common.cache import cache_root
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.preprocessing import open_image

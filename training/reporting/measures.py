@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.evaluation.metrics.correspondence import cycle_share
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.preprocessing import bundled_photographs
 from video_distilled_encoder.video import nearest
 

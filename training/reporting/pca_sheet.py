@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from training.common.tiles import write_tiles
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.pca import PCA
 
 WIDTH = 320

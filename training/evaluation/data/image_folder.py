@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from training.evaluation.features import extract
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from training.evaluation.data.segmentation import TOLERANCE
 from training.evaluation.features import extract
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.preprocessing import open_image

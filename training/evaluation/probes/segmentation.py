@@ -19,7 +19,7 @@ from training.evaluation.data.segmentation import LAYOUTS, Layout, Pair, split_n
 from training.evaluation.features import Features, extract
 from training.evaluation.metrics.segmentation import confusion_matrix
 from training.evaluation.probes.linear import StandardizedLinear
-from training.models.loading import Model
+from training.models.model import Model
 
 
 @dataclass

@@ -36,7 +36,7 @@ from training.evaluation.data.image_folder import ClassTokens, LabelledFeatures
 from training.evaluation.data.listing import read_list, split_use
 from training.evaluation.features import cached
 from training.evaluation.probes.classification import fit_and_score, training_setting
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256
 from video_distilled_encoder.video import probe, read_frames

@@ -29,7 +29,7 @@ import torch
 from training.evaluation.data.video_frames import EncodedClip, add_video_arguments, describe, encode_clips, other_frame
 from training.evaluation.metrics.correspondence import chance_share, cycle_share
 from training.evaluation.statistics.figures import by_unit, percent, percent_interval
-from training.models.loading import Model
+from training.models.model import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ from training.evaluation.metrics.segmentation import (
 )
 from training.evaluation.probes.propagation import VARIANTS, Variant, decide, labels_on_grid, propagate
 from training.evaluation.statistics.figures import by_unit, percent
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path
 

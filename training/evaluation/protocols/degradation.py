@@ -35,7 +35,7 @@ from training.evaluation.metrics.segmentation import intersection_over_union
 from training.evaluation.probes import segmentation as probe
 from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.statistics.figures import by_unit, percent
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.preprocessing import open_image
 

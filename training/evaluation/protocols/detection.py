@@ -37,7 +37,7 @@ from training.evaluation.finetune.detection import (
 )
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
 from training.evaluation.finetune.training import Stream, ends, train, warm_up
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
 Sample = tuple[Tensor, dict[str, Tensor]]

@@ -32,7 +32,7 @@ from torch import Tensor
 from training.evaluation.data.video_frames import EncodedClip, add_video_arguments, describe, encode_clips, other_frame
 from training.evaluation.metrics.correspondence import normalize
 from training.evaluation.statistics.figures import by_unit, percent, percent_interval
-from training.models.loading import Model
+from training.models.model import Model
 
 MEASURES = ("auc", "auc_within", "auc_cls", "drift", "drift_cls", "other", "other_cls", "within", "margin")
 

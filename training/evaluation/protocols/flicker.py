@@ -48,7 +48,7 @@ from training.evaluation.metrics.segmentation import figures_of
 from training.evaluation.probes import segmentation as probe
 from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.statistics.figures import by_unit, percent
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
 BLOCK = 8

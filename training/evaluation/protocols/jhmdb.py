@@ -33,7 +33,7 @@ from training.evaluation.data.listing import find_frames, read_list, split_use
 from training.evaluation.features import extract
 from training.evaluation.probes.propagation import Variant, propagate
 from training.evaluation.statistics.figures import percent
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError, import_extra
 
 JOINTS = (

@@ -16,7 +16,7 @@ import argparse
 
 from training.evaluation.data.image_folder import accuracy, add_split_arguments, describe, load_class_tokens
 from training.evaluation.probes.nearest import TEMPERATURE, nearest, vote
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
 

@@ -34,7 +34,7 @@ from training.evaluation.probes.segmentation import (
     describe_features,
     load_splits,
 )
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
 

@@ -23,7 +23,7 @@ import argparse
 
 from training.evaluation.data.image_folder import add_split_arguments, describe, load_class_tokens
 from training.evaluation.probes.classification import fit_and_score, training_setting
-from training.models.loading import Model
+from training.models.model import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

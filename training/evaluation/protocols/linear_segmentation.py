@@ -18,7 +18,7 @@ import argparse
 from training.evaluation.data.segmentation import describe_data
 from training.evaluation.metrics.segmentation import figures_of
 from training.evaluation.probes import segmentation as probe
-from training.models.loading import Model
+from training.models.model import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

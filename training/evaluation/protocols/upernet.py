@@ -36,7 +36,7 @@ from training.evaluation.finetune.presets import add_preset_arguments, read_sett
 from training.evaluation.finetune.training import Stream, autocast, ends, train, warm_up
 from training.evaluation.finetune.upernet import UperNet
 from training.evaluation.metrics.segmentation import confusion_matrix, figures_of
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.preprocessing import open_image

@@ -29,7 +29,7 @@ from training.evaluation.features import extract
 from training.evaluation.metrics.segmentation import confusion_matrix, intersection_over_union
 from training.evaluation.probes.propagation import Variant, decide, labels_on_grid, propagate
 from training.evaluation.statistics.figures import percent
-from training.models.loading import Model
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
 CLASSES = (
