@@ -86,9 +86,10 @@ def in_folder(words: str, data: Path) -> list[str]:
 
 
 def read_figure(results: Path, subject: Subject, figure: str) -> float | None:
-    """Return a figure of a subject, "MEASURE NAME", as "camvid miou"; None if it has not been measured."""
+    """Return a figure of a subject, "MEASURE NAME", as "camvid miou"; None if it has not been measured, or is none."""
     measure, name = figure.split()
     path = results / f"{subject.result_of(measure)}.json"
     if not path.is_file():
         return None
-    return float(read_result(path)["figures"][name])
+    found = read_result(path)["figures"].get(name)
+    return None if found is None else float(found)
