@@ -7,6 +7,7 @@ that of the groups' sums from what the common mean gives them, and there are as 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
@@ -75,6 +76,7 @@ def difference(
     return Difference(float(values.mean()), low, high, len(per_group(values, groups)[0]), verdict)
 
 
+@functools.cache
 def quantile(level: float, freedom: int) -> float:
     """Return Student's t that is exceeded with probability 1 - level, level from one half, by halving."""
     low, high = 0.0, 1.0
