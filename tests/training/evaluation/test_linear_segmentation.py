@@ -26,6 +26,9 @@ def test_command_on_colours(run_command, colours, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == result
     assert result["figures"]["miou"] > 85
     assert result["protocol"] == "linear-segmentation"
+    assert list(result["figures"]["units"]) == [f"from {number}" for number in range(5)]
+    low, high = result["figures"]["interval"]
+    assert low <= result["figures"]["miou"] <= high
     assert result["setting"]["size"] == [64, 96]
     assert result["data"]["test"].endswith("5 images")
 

@@ -94,7 +94,7 @@ def against(row: Row, reference: Row) -> str:
     }
     reasons = ", ".join(name for name, fails in failed.items() if fails)
     verdict = f"cannot tell: {reasons}" if reasons else found.verdict
-    return f"{found.mean:+.2f}{_brackets(found.low, found.high)}, {told} unit{'s' * (found.count > 1)}: {verdict}"
+    return f"{found.mean:+.2f}{_brackets(found.low, found.high)}, {told} unit{'s' * (found.groups > 1)}: {verdict}"
 
 
 def _rows(files: Sequence[str], results: Sequence[dict]) -> list[Row]:

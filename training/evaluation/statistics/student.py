@@ -25,8 +25,8 @@ class Difference(NamedTuple):
     """Of a minus b."""
     low: float
     high: float
-    count: int
-    """Independent groups of values."""
+    groups: int
+    """How many independent ones the values are of."""
     verdict: str
     """"larger", "smaller", or "cannot tell" if the interval holds 0 or there is none."""
 

@@ -41,6 +41,6 @@ def test_paired_differences():
 
 
 def test_groups_are_counted_and_sides_must_be_alike():
-    assert difference([3.0, 1.0, 2.0], [0.0, 0.0, 0.0], ["a", "a", "b"]).count == 2
+    assert difference([3.0, 1.0, 2.0], [0.0, 0.0, 0.0], ["a", "a", "b"]).groups == 2
     with pytest.raises(InputError, match="as many on both sides"):
         difference([1.0], [1.0, 2.0])
