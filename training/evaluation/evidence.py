@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure_all(
     measures: Mapping[str, str], subjects: Sequence[Subject], data: Path, results: Path, device: str | None = None
 ) -> None:
-    """Measure all subjects, write `results/MEASURE-SUBJECT[-seedN].json`, and leave those that are there already.
+    """Measure all subjects and write `results/MEASURE-SUBJECT[-seedN].json`.
+
+    A result that is there already stays, if it is of the same data, by content, and of the same weights and options.
 
     Args:
         measures: by name, see above.
