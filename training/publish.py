@@ -8,7 +8,7 @@ The release is the run's encoder in half precision, with a card whose every numb
     {{overlap: bits}}                            an entry of overlap.json in the results' folder,
     {{study: methods}}                           the table of a study, studies/methods.md beside the template,
     {{camvid: random miou}}                      a figure of the results camvid-random.json, camvid-random-seed1.json, …
-                                                 in the results' folder: the mean ± deviation over seeds,
+                                                 in the results' folder: the mean over seeds [its interval],
     {{cycle: vfd-vits16 against random}}         by how much one exceeds the other, and whether it can be told, as
                                                  `python -m training.evaluate compare` says.
 

@@ -3,7 +3,8 @@
 A study (training/studies/*.yaml) is a base recipe and rows that differ from it, each trained on the same videos with
 the same arithmetic: a row whose clips cost more floating-point operations takes fewer of them. Every row and every seed
 is measured by the same protocols. DIR receives a run directory for each, `results/`, and `study.json`, `study.md` (the
-table: mean ± deviation over seeds) and `study.png`. The same command goes on with a study that was interrupted.
+table: mean over seeds [Student's 95 % interval]) and `study.png`. The same command goes on with a study that was
+interrupted.
 
 Settings given here (`--run.steps 100`) and another base (`--recipe release`) apply to all rows.
 """

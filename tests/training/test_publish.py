@@ -65,7 +65,8 @@ def test_a_release_is_half_precision_checked_and_its_card_filled_in(run, templat
     write_result(results, "random-other", 99.0)
     cosine = publish(run, template, results, out)
     assert (out / "README.md").read_text() == (
-        "8 steps, 32 clips on 1 x a processor; mIoU 31.40, random 16.00 ± 1.00, +15.40 [15.40, 15.40] larger\n"
+        "8 steps, 32 clips on 1 x a processor; mIoU 31.40, random 16.00 [13.52, 18.48], "
+        "+15.40 [15.40, 15.40], 2 units: larger\n"
     )
     assert sha256(out / "model.safetensors") == weights
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float16}
@@ -120,7 +121,7 @@ def test_metadata_that_the_hub_does_not_read_are_refused(tmp_path):
     check_metadata(METADATA.format(value=31.4), tmp_path)
     check_metadata("# No metadata\n", tmp_path)
     for wrong in (
-        METADATA.format(value="16.00 ± 1.00"),
+        METADATA.format(value="16.00 [13.52, 18.48]"),
         METADATA.format(value=1.0).replace("{type: image-segmentation}", "nothing"),
     ):
         with pytest.raises(InputError, match=r"metadata|model-index"):

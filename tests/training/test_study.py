@@ -138,11 +138,11 @@ def test_every_study_can_be_planned(name, clip, frames, monkeypatch):
 def test_the_table():
     rows = {"one": {"clips": 7, "figures": {"a": [1.0, 2.0], "b": [None, None]}}, "two": {"figures": {"a": [3.0]}}}
     rows["two"]["figures"]["b"] = [None]
-    assert table({"rows": rows}).splitlines()[2:] == ["| one | 7 | 1.50 ± 0.71 |  |", "| two |  | 3.00 |  |"]
+    assert table({"rows": rows}).splitlines()[2:] == ["| one | 7 | 1.50 [-4.85, 7.85] |  |", "| two |  | 3.00 |  |"]
     rows["two"]["published"] = {"paper": 18.3}
     header, _, *lines = table({"rows": rows}).splitlines()
     assert header == "|  | clips | a | b | paper |"
-    assert lines == ["| one | 7 | 1.50 ± 0.71 |  |  |", "| two |  | 3.00 |  | 18.3 |"]
+    assert lines == ["| one | 7 | 1.50 [-4.85, 7.85] |  |  |", "| two |  | 3.00 |  | 18.3 |"]
 
 
 def test_what_cannot_be_is_refused_before_training(run_command, words, tmp_path):

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure_all(
     measures: Mapping[str, str], subjects: Sequence[Subject], data: Path, results: Path, device: str | None = None
 ) -> None:
-    """Measure all subjects, write `results/MEASURE-SUBJECT[-seedN].json`, and leave those that are there already.
+    """Measure all subjects and write `results/MEASURE-SUBJECT[-seedN].json`.
+
+    A result that is there already stays, if it is of the same data, by content, and of the same weights and options.
 
     Args:
         measures: by name, see above.
@@ -86,9 +88,10 @@ def in_folder(words: str, data: Path) -> list[str]:
 
 
 def read_figure(results: Path, subject: Subject, figure: str) -> float | None:
-    """Return a figure of a subject, "MEASURE NAME", as "camvid miou"; None if it has not been measured."""
+    """Return a figure of a subject, "MEASURE NAME", as "camvid miou"; None if it has not been measured, or is none."""
     measure, name = figure.split()
     path = results / f"{subject.result_of(measure)}.json"
     if not path.is_file():
         return None
-    return float(read_result(path)["figures"][name])
+    found = read_result(path)["figures"].get(name)
+    return None if found is None else float(found)

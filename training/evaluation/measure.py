@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import timm
 import torch
 
 from training.common.commands import command_parser
+from training.common.yaml_files import find_file
+from training.evaluation.data.fingerprint import fingerprint
 from training.evaluation.features import default_cache
+from training.evaluation.finetune.presets import PRESETS, preset_names
 from training.evaluation.protocols import protocols
 from training.evaluation.statistics import comparison
 from training.models.loading import load_model
@@ -40,8 +45,11 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
         "model": model.description,
         "arguments": {name: value.name if isinstance(value, Path) else value for name, value in arguments.items()},
         "seed": args.seed,
+        "preprocessing": {name: getattr(model.config, name) for name in ("mean", "std", "interpolation", "crop_pct")},
+        "fingerprint": _fingerprints(args, arguments),
     }
     if args.reuse and (found := _known(args.out, asked)):
+        print(f"{args.out} is this result already, of the same model, data and options: it is reused", file=sys.stderr)
         return found
     result = {
         **asked,
@@ -53,6 +61,15 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def _fingerprints(args: argparse.Namespace, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells the data of a result, and its preset, from others of the same name."""
+    files = {name: value for name, value in arguments.items() if isinstance(value, Path) and value.exists()}
+    if preset := arguments.get("preset"):
+        files["preset"] = find_file(preset, PRESETS, "preset", preset_names(args.protocol))
+    beside = [path for path in (args.out, args.cache) if path]
+    return {name: fingerprint(path, beside) for name, path in files.items()}
+
+
 def _known(path: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Return the result at `path`, if it is of what is asked."""
     if path is None or not path.is_file():
@@ -61,7 +78,8 @@ def _known(path: Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
         result = comparison.read_result(path)
     except InputError:
         return None
-    return result if all(result.get(key) == value for key, value in asked.items()) else None
+    written = json.loads(json.dumps(asked))  # which knows lists only
+    return result if all(result.get(key) == value for key, value in written.items()) else None
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -79,7 +97,9 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         protocol.add_argument("--model", required=True, help=_MODELS)
         protocol.add_argument("--data", required=True, type=Path, help="the data set's folder")
         protocol.add_argument("--out", type=Path, help="write the result here as JSON")
-        protocol.add_argument("--reuse", action="store_true", help="measure nothing if --out holds this result already")
+        protocol.add_argument(
+            "--reuse", action="store_true", help="measure nothing if --out is of these data, model and options"
+        )
         protocol.add_argument("--device", help="cpu or cuda (cpu)")
         protocol.add_argument("--seed", type=int, default=0, help="of a random model and of training (%(default)s)")
         protocol.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")

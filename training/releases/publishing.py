@@ -145,7 +145,7 @@ def check_metadata(card: str, template: Path) -> None:
     """
     try:
         data = ModelCard(card).data
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{template} has metadata that huggingface_hub cannot read: {first_line(error)}") from error
     values = [result.metric_value for result in getattr(data, "eval_results", None) or []]
     if "\nmodel-index:" in card and not (values and all(isinstance(value, int | float) for value in values)):

@@ -1,6 +1,8 @@
 """What the report measures of each model on one video: over the time between two frames, and how long it takes.
 
-Each measure is one number per pair of frames, so that any two models can be compared pair by pair.
+Each measure is one number per pair of frames, so that any two models can be compared pair by pair. Frames close in time
+resemble each other, and pairs may share a frame: so the clip is cut into parts, which no pair crosses, and how sure a
+difference is is told by the parts, not by the pairs.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ GAPS = (0.1, 0.25, 0.5, 1.0, 2.0)
 """Seconds between two frames."""
 PAIRS = 24
 """Pairs of frames for each gap, evenly spaced."""
+PART = 2.0
+"""Seconds of a part in which a pair may begin, at least."""
 
 
 class Series(NamedTuple):
@@ -33,11 +37,13 @@ class Series(NamedTuple):
     """(n,)."""
     times: np.ndarray
     """(n,) seconds of the earlier frame."""
+    parts: np.ndarray
+    """(n,) number of the part of the clip that the pair lies in."""
 
     def above(self, other: Series) -> Series:
         """Return by how much each number exceeds that of another series for the same earlier frame."""
         at = dict(zip(other.times.tolist(), other.values.tolist(), strict=True))
-        return Series(self.values - np.array([at[time] for time in self.times.tolist()]), self.times)
+        return Series(self.values - np.array([at[time] for time in self.times.tolist()]), self.times, self.parts)
 
 
 @dataclass(frozen=True)
@@ -57,19 +63,30 @@ class Measures:
 
 
 def choose_pairs(times: np.ndarray) -> dict[float, list[tuple[int, int]]]:
-    """Return, by gap, pairs of frames that lie that far apart, to within a quarter of it; gaps with none are left out.
+    """Return, by gap, pairs of frames that lie that far apart, to within a quarter of it, and in one part of the clip.
 
     Args:
         times: (T,) seconds, ascending.
+
+    Returns:
+        Numbers of the earlier and of the later frames; gaps without any are left out.
     """
     chosen = {}
     for gap in GAPS:
         later = nearest(times, times + gap)
-        close = np.flatnonzero(np.abs(times[later] - times - gap) <= gap / 4)
+        part = part_of_frames(times, gap)
+        close = np.flatnonzero((np.abs(times[later] - times - gap) <= gap / 4) & (part == part[later]))
         if len(close):
             picked = close[np.linspace(0, len(close) - 1, min(PAIRS, len(close))).round().astype(int)]
             chosen[gap] = [(int(first), int(later[first])) for first in picked]
     return chosen
+
+
+def part_of_frames(times: np.ndarray, gap: float) -> np.ndarray:
+    """Return the number of the part that each frame is in: equal parts, as many as have `PART` and a gap of seconds."""
+    since = times - times[0]
+    count = max(int(since[-1] / (PART + gap)), 1)
+    return np.minimum((since * count / max(since[-1], 1e-9)).astype(int), count - 1)
 
 
 def measure(
@@ -93,18 +110,21 @@ def measure(
     starts = sorted({first for found in pairs.values() for first, _ in found})
     ties = torch.Generator().manual_seed(0)
 
-    def series(function: Callable[[Tensor, Tensor], float], found: list[tuple[int, int]], second: Tensor) -> Series:
+    def series(
+        function: Callable[[Tensor, Tensor], float], found: list[tuple[int, int]], second: Tensor, gap: float = 0.0
+    ) -> Series:
         values = [function(grids[first], second[other]) for first, other in found]
-        return Series(np.array(values), times[[first for first, _ in found]])
+        starts = [first for first, _ in found]
+        return Series(np.array(values), times[starts], part_of_frames(times, gap)[starts])
 
     def back(one: Tensor, other: Tensor) -> float:
         return cycle_share(one, other, ties)
 
     elsewhere = [(first, number % len(others)) for number, first in enumerate(starts)]
     return Measures(
-        similarity={gap: series(similarity, found, grids) for gap, found in pairs.items()},
+        similarity={gap: series(similarity, found, grids, gap) for gap, found in pairs.items()},
         unrelated=series(similarity, elsewhere, others),
-        cycle={gap: series(back, found, grids) for gap, found in pairs.items()},
+        cycle={gap: series(back, found, grids, gap) for gap, found in pairs.items()},
         chance=series(back, elsewhere, others),
         milliseconds=latency(model, frames[0], size),
     )

@@ -18,16 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.evaluation.features import extract
-from training.evaluation.statistics.bootstrap import difference, interval
+from training.evaluation.statistics.student import difference, student_interval
 from training.models.loading import load_model
 from training.reporting import pictures
-from training.reporting.measures import Measures, Series, choose_pairs, measure
+from training.reporting.measures import PART, Measures, Series, choose_pairs, measure
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.video import probe, read_frames
 
 _PAGE = Path(__file__).parent / "page.html"
-_BLOCK = 1.0
-"""Seconds of video that are resampled together: frames close in time resemble each other."""
+_STEP, _MOVING = 8, 1e-3
+"""Grey levels by which a pixel must change, and share of pixels that must, for a clip to move."""
 
 
 class Clip(NamedTuple):
@@ -67,8 +67,8 @@ class Row:
 
     def series(self, measures: Measures) -> Series:
         """Return a model's numbers, in percent if the line is."""
-        values, times = self.find(measures)
-        return Series(100 * values if self.percent else values, times)
+        found = self.find(measures)
+        return found._replace(values=100 * found.values) if self.percent else found
 
 
 def read_clip(video: Path, seconds: float, fps: float) -> Clip:
@@ -136,8 +136,27 @@ def rows(gaps: Sequence[float]) -> list[Row]:
     ]
 
 
-def fill_table(subjects: Sequence[Subject], gaps: Sequence[float]) -> tuple[str, str]:
-    """Return the table, and a sentence that sums it up; every model is compared with the first."""
+def nothing_to_tell(clip: Clip) -> str:
+    """Return in words why no encoder can be told from another by a clip; empty if one can.
+
+    Where nothing changes all pairs of frames are one pair, and a difference that has no spread looks sure.
+    """
+    levels = [frame.astype(np.int16) for frame in clip.frames]
+    if max(int(np.ptp(frame.reshape(-1, 3), axis=0).max()) for frame in levels) < _STEP:
+        return "The clip is of one colour throughout: there is nothing in it to find again"
+    if max(float((np.abs(frame - levels[0]) >= _STEP).any(-1).mean()) for frame in levels) < _MOVING:
+        return "The clip stands still: all of its frames are one picture"
+    return ""
+
+
+def fill_table(subjects: Sequence[Subject], gaps: Sequence[float], silence: str = "") -> tuple[str, str]:
+    """Return the table, and a sentence that sums it up; every model is compared with the first.
+
+    Args:
+        subjects: models.
+        gaps: seconds between two frames.
+        silence: why nothing can be told, if so; then there are no verdicts.
+    """
     first = subjects[0]
     heads = "".join(f"<th>{html.escape(subject.name)}</th>" for subject in subjects)
     table = [f"<tr><th></th>{heads}</tr>"]
@@ -145,7 +164,7 @@ def fill_table(subjects: Sequence[Subject], gaps: Sequence[float]) -> tuple[str,
     for row in rows(gaps):
         cells = [cell(row, first, None)[0]]
         for subject in subjects[1:]:
-            text, verdict = cell(row, subject, first)
+            text, verdict = cell(row, subject, first, tell=not silence)
             cells.append(text)
             if verdict:
                 found[subject.name].append(f"{verdict} at “{row.title}”")
@@ -157,30 +176,27 @@ def fill_table(subjects: Sequence[Subject], gaps: Sequence[float]) -> tuple[str,
         f"{', '.join(verdicts) or 'no difference that this clip can tell'}."
         for name, verdicts in found.items()
     ]
+    if silence and len(subjects) > 1:
+        return "".join(table), f"{silence}, so it cannot tell these encoders apart."
     return "".join(table), " ".join(sentences) or "One encoder only: add more to --models to compare."
 
 
-def cell(row: Row, subject: Subject, reference: Subject | None) -> tuple[str, str]:
-    """Return a cell of the table, and whether the model is better or worse than the reference, if it is known."""
+def cell(row: Row, subject: Subject, reference: Subject | None, *, tell: bool = True) -> tuple[str, str]:
+    """Return a cell of the table, and whether the model is better or worse than the reference, if it can be told."""
     series = row.series(subject.measures)
     text = f"{row.digits(series.values.mean())}{'%' if row.percent else ''}"
-    text += f"<small>{_range(row, *interval(series.values, blocks(series)))}</small>"
+    text += f"<small>{_range(row, *student_interval(series.values, series.parts.tolist()))}</small>"
     if reference is None:
         return f"<td>{text}</td>", ""
-    change = difference(series.values, row.series(reference.measures).values, blocks(series))
+    change = difference(series.values, row.series(reference.measures).values, series.parts.tolist())
     verdict = ""
-    if row.higher_is_better is not None and change.verdict != "cannot tell":
+    if tell and row.higher_is_better is not None and change.verdict != "cannot tell":
         verdict = "better" if (change.verdict == "larger") == row.higher_is_better else "worse"
     note = "" if row.higher_is_better is None else verdict or "cannot tell"
     sign = "+" if change.mean >= 0 else "−"
     bounds = _range(row, change.low, change.high)
     text += f'<small class="{verdict}">{sign}{row.digits(abs(change.mean))} {bounds} {note}</small>'
     return f"<td>{text}</td>", verdict
-
-
-def blocks(series: Series) -> list[int]:
-    """Return the second of the clip that each number is from."""
-    return [int(time / _BLOCK) for time in series.times]
 
 
 def _range(row: Row, low: float, high: float) -> str:
@@ -197,7 +213,7 @@ def draw_curves(subjects: Sequence[Subject]) -> str:
         lines, levels = {}, {}
         for subject in subjects:
             values = getattr(subject.measures, by_gap)
-            bands = [interval(found.values, blocks(found)) for found in values.values()]
+            bands = [student_interval(found.values, found.parts.tolist()) for found in values.values()]
             lines[subject.name] = (list(values), [float(found.values.mean()) for found in values.values()], bands)
             levels[subject.name] = float(getattr(subject.measures, level).values.mean())
         plots.append(f"<div>{pictures.curve(title, label, lines, levels)}</div>")
@@ -226,7 +242,7 @@ def write_page(clip: Clip, subjects: Sequence[Subject], pairs: dict[float, list[
             f'<figure><img alt="features" style="aspect-ratio:{shape:.4f}">'
             f"<figcaption>{html.escape(subject.name)}</figcaption></figure>"
         )
-    table, verdict = fill_table(subjects, list(pairs))
+    table, verdict = fill_table(subjects, list(pairs), nothing_to_tell(clip))
     step = float(np.median(np.diff(clip.times)))
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"Encoders on {clip.name}"),
@@ -239,8 +255,9 @@ def write_page(clip: Clip, subjects: Sequence[Subject], pairs: dict[float, list[
         interval=round(1000 * step),
         table=table,
         verdict=verdict,
-        measures="In brackets the 95 % interval of a bootstrap over the seconds of the clip; below it the difference "
-        "from the first encoder, pair by pair, with its own interval. Where that holds 0 the clip cannot tell.",
+        measures=f"In brackets Student's 95 % interval over parts of the clip, as many as have {PART:g} s and the time "
+        "between two frames; below it the difference from the first encoder, pair by pair, with its own "
+        "interval. Where that holds 0, or there is one part only, the clip cannot tell: choose a longer one.",
         curves=draw_curves(subjects),
         gap=f"{gap:g} s",
         correspondences=draw_correspondences(clip, subjects, pairs[gap][len(pairs[gap]) // 2]),

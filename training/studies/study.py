@@ -184,7 +184,7 @@ def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], s
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Return a study as a table in Markdown: mean ± standard deviation over seeds."""
+    """Return a study as a table in Markdown: mean over seeds, and Student's 95 % interval of it."""
     rows = summary["rows"]
     titles = list(next(iter(rows.values()))["figures"])
     published = list(dict.fromkeys(title for row in rows.values() for title in row.get("published", {})))

@@ -26,8 +26,35 @@ def test_command_on_colours(run_command, colours, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == result
     assert result["figures"]["miou"] > 85
     assert result["protocol"] == "linear-segmentation"
+    assert list(result["figures"]["units"]) == [f"from {number}" for number in range(5)]
+    low, high = result["figures"]["interval"]
+    assert low <= result["figures"]["miou"] <= high
     assert result["setting"]["size"] == [64, 96]
     assert result["data"]["test"].endswith("5 images")
+
+
+def test_a_result_is_reused_for_the_same_data_only(run_command, colours, tmp_path, capsys):
+    """The right figure of the second folder is measured beside it, without a result that could be reused."""
+
+    def measure(data, out, *extra):
+        arguments = ["--data", data, "--steps", "40", "--cache", tmp_path / "cache", "--model", "pixels", *extra]
+        assert run_command(evaluate.main, "linear-segmentation", *arguments, "--out", tmp_path / out) is None
+        return json.loads(capsys.readouterr().out)
+
+    out = tmp_path / "result.json"
+    first = measure(colours, "result.json", "--reuse")
+    out.write_text(json.dumps({**first, "figures": {"miou": -1}}))
+    arguments = ["--data", colours, "--steps", "40", "--cache", tmp_path / "cache", "--model", "pixels"]
+    assert run_command(evaluate.main, "linear-segmentation", *arguments, "--out", out, "--reuse") is None
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["figures"] == {"miou": -1}
+    assert "result.json is this result already" in printed.err
+    label = colours / "testannot" / "0.png"
+    Image.fromarray(np.zeros_like(np.array(Image.open(label)))).save(label)
+    assert measure(colours, "result.json", "--reuse")["figures"] == measure(colours, "fresh.json")["figures"]
+    old = {key: value for key, value in first.items() if key != "fingerprint"}
+    out.write_text(json.dumps({**old, "figures": {"miou": -1}}))
+    assert measure(colours, "result.json", "--reuse")["figures"]["miou"] > 0
 
 
 def test_wrong_data_is_one_sentence(run_command, colours):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from training.models.loading import Constant, Pixels
-from training.reporting.measures import Series, choose_pairs, measure
+from training.reporting.measures import Series, choose_pairs, measure, part_of_frames
 
 
 def test_pairs_lie_as_far_apart_as_their_gap():
@@ -16,9 +16,21 @@ def test_pairs_lie_as_far_apart_as_their_gap():
     assert choose_pairs(np.array([0.0, 0.5])).keys() == {0.5}
 
 
+def test_no_pair_crosses_the_parts_that_sureness_is_counted_by():
+    times = np.arange(97) / 8  # 12 s
+    pairs = choose_pairs(times)
+    for gap, count in ((0.1, 5), (1.0, 4), (2.0, 3)):
+        part = part_of_frames(times, gap)
+        assert part.max() + 1 == count == int(12 / (2 + gap))
+        assert {part[first] for first, _ in pairs[gap]} == set(range(count))
+        assert all(part[first] == part[later] for first, later in pairs[gap])
+    assert set(part_of_frames(times[:33], 2.0)) == {0}
+
+
 def test_a_difference_is_taken_frame_by_frame():
-    one = Series(np.array([3.0, 5.0, 4.0]), np.array([0.0, 1.0, 1.0]))
-    other = Series(np.array([2.0, 1.0]), np.array([1.0, 0.0]))
+    one = Series(np.array([3.0, 5.0, 4.0]), np.array([0.0, 1.0, 1.0]), np.array([0, 0, 1]))
+    other = Series(np.array([2.0, 1.0]), np.array([1.0, 0.0]), np.array([0, 0]))
+    assert one.above(other).parts.tolist() == [0, 0, 1]
     assert one.above(other).values.tolist() == [2.0, 3.0, 2.0]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +29,8 @@ from video_distilled_encoder.video import nearest
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
+UNITS = 12
+"""Least number of recordings that are not cut into runs."""
 TOLERANCE = 0.25
 """A frame stands for one `d` seconds later if it is so within this share of d."""
 
@@ -144,6 +146,22 @@ def describe_data(train: list[Pair], test: list[Pair], args: argparse.Namespace)
         name: f"{args.data.name}/{split}, {len(part)} images"
         for name, split, part in zip(("train", "test"), split_names(args), (train, test), strict=True)
     }
+
+
+def unit_names(pairs: Sequence[Pair]) -> list[str]:
+    """Return for each labelled image the unit it is of, by which results are compared: a recording, or a part of one.
+
+    Images of one recording resemble each other. Where there are fewer than `UNITS` recordings, which is too few to tell
+    anything by, they are cut into runs of images, about `UNITS` in all; so are images of no recording, in their order.
+    """
+    recordings = [list(group) for _, group in groupby(pairs, key=lambda pair: pair.sequence)]
+    names = []
+    for recording in recordings:
+        share = 1 if len(recordings) >= UNITS else max(round(UNITS * len(recording) / len(pairs)), 1)
+        for run in np.array_split(np.arange(len(recording)), min(share, len(recording))):
+            first = recording[run[0]]
+            names += [f"from {first.image.stem}" if share > 1 else first.sequence or first.image.stem] * len(run)
+    return names
 
 
 def with_future_labels(pairs: list[Pair], seconds: float, fps: float | None) -> list[Pair]:

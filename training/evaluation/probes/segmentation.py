@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,12 +133,14 @@ def quantized_shares(split: Split) -> Tensor:
 
 def score(layer: StandardizedLinear, test: Split) -> np.ndarray:
     """Return the (classes, classes) confusion matrix of a split: pixels by label and prediction."""
-    classes = len(test.layout.classes)
-    confusion = np.zeros((classes, classes), dtype=np.int64)
+    return np.sum(list(confusions(layer, test)), axis=0)
+
+
+def confusions(layer: StandardizedLinear, test: Split) -> Iterator[np.ndarray]:
+    """Yield the (classes, classes) confusion matrix of each image of a split."""
     for number, tokens in enumerate(test.features):
         labels = test.labels(number)
-        confusion += confusion_matrix(predict(layer, tokens, labels.shape), labels, classes)
-    return confusion
+        yield confusion_matrix(predict(layer, tokens, labels.shape), labels, len(test.layout.classes))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ DINO's k-NN. Images are encoded as in linear-segmentation, at the layout's size 
 size. The memory bank is a random draw (--seed) of --bank training patches, L2-normalised, each with its most frequent
 class; patches that are mostly void are left out. A test patch takes the votes of its k = 30 nearest in the bank by
 cosine similarity s, weighted with softmax(s / 0.07). The votes are upsampled bilinearly to the labels' size: mean IoU
-over the classes that occur, and pixel accuracy, as in linear-segmentation.
+over the classes that occur, pixel accuracy, and how sure they are, as in linear-segmentation.
 
 The paper keeps soft labels of patches and up to 10,240,000 of them, from augmented images; mIoU rises with the bank, so
 figures compare at equal --bank only. 40,000 patches take some two minutes for CamVid's 233 test images on two free
@@ -15,6 +15,7 @@ processor cores. With --future see linear-segmentation; for the layouts `trainin
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.evaluation.data.labels import VOID
-from training.evaluation.data.segmentation import describe_data
-from training.evaluation.metrics.segmentation import confusion_matrix, figures_of
+from training.evaluation.data.segmentation import describe_data, unit_names
+from training.evaluation.metrics.segmentation import confusion_matrix, figures_by_unit, sum_by_unit
 from training.evaluation.probes.nearest import TEMPERATURE, vote
 from training.evaluation.probes.segmentation import (
     Split,
@@ -62,7 +63,9 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         raise InputError(f"--k must be from 1 to the {len(bank.labels)} patches of the bank, got {args.k}")
     bank = Bank(*(tensor.to(model.device) for tensor in bank))
     return {
-        "figures": figures_of(score(bank, test, args.k), test.layout.classes),
+        "figures": figures_by_unit(
+            sum_by_unit(confusions(bank, test, args.k), unit_names(test.pairs)), test.layout.classes
+        ),
         "setting": {
             **describe_features(model, train, args),
             "bank": len(bank.labels),
@@ -99,16 +102,14 @@ def fill_bank(train: Split, size: int, seed: int) -> Bank:
     return Bank(F.normalize(tokens.float(), dim=1), labels.flatten()[chosen])
 
 
-def score(bank: Bank, test: Split, k: int) -> np.ndarray:
-    """Return the (classes, classes) confusion matrix of a split: pixels by label and prediction."""
+def confusions(bank: Bank, test: Split, k: int) -> Iterator[np.ndarray]:
+    """Yield the (classes, classes) confusion matrix of each image of a split: pixels by label and prediction."""
     classes = len(test.layout.classes)
-    confusion = np.zeros((classes, classes), dtype=np.int64)
     for number, tokens in enumerate(tqdm(test.features, desc="neighbours", unit="image", dynamic_ncols=True)):
         labels = test.labels(number)
         votes = patch_votes(bank, tokens.to(bank.tokens.device), k, classes).movedim(-1, 0)[None]
         prediction = F.interpolate(votes, tuple(labels.shape), mode="bilinear")[0].argmax(0).cpu()
-        confusion += confusion_matrix(prediction, labels, classes)
-    return confusion
+        yield confusion_matrix(prediction, labels, classes)
 
 
 def patch_votes(bank: Bank, tokens: Tensor, k: int, classes: int) -> Tensor:

@@ -17,7 +17,7 @@ transformers can be fine-tuned. Matrix products are bfloat16 on CUDA (iBOT: floa
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -30,12 +30,12 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from training.evaluation.data.labels import VOID
-from training.evaluation.data.segmentation import LAYOUTS, Layout, Pair, describe_data, split_names
+from training.evaluation.data.segmentation import LAYOUTS, Layout, Pair, describe_data, split_names, unit_names
 from training.evaluation.finetune.backbone import VitPyramid, parameter_groups, trainable_backbone
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
 from training.evaluation.finetune.training import Stream, autocast, ends, train, warm_up
 from training.evaluation.finetune.upernet import UperNet
-from training.evaluation.metrics.segmentation import confusion_matrix, figures_of
+from training.evaluation.metrics.segmentation import confusion_matrix, figures_by_unit, sum_by_unit
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
@@ -115,9 +115,9 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     network = UperNet(pyramid, len(layout.classes), settings.channels, settings.auxiliary_channels)
     network.to(model.device)
     history = train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers)
-    confusion = score(network, pairs[1], layout, model.config, settings)
+    confusions = sum_by_unit(score(network, pairs[1], layout, model.config, settings), unit_names(pairs[1]))
     return {
-        "figures": {**figures_of(confusion, layout.classes), "loss": ends(history)},
+        "figures": {**figures_by_unit(confusions, layout.classes), "loss": ends(history)},
         "setting": asdict(settings),
         "data": describe_data(pairs[0], pairs[1], args),
     }
@@ -236,11 +236,10 @@ def normalise(image: Tensor, config: ModelConfig) -> Tensor:
 @torch.no_grad()
 def score(
     network: UperNet, pairs: list[Pair], layout: Layout, config: ModelConfig, settings: UpernetSettings
-) -> np.ndarray:
-    """Return the (classes, classes) confusion matrix of labelled images: pixels by label and prediction."""
+) -> Iterator[np.ndarray]:
+    """Yield the (classes, classes) confusion matrix of each labelled image: pixels by label and prediction."""
     network.eval()
     device = next(network.parameters()).device
-    confusion = np.zeros((network.classes, network.classes), dtype=np.int64)
     for pair in tqdm(pairs, desc="score", unit="image", dynamic_ncols=True):
         image, labels = read_pair(pair, layout)
         size = fitted_size(labels.shape, *settings.image_size)
@@ -248,8 +247,7 @@ def score(
         with autocast(device, settings.amp):
             logits = slide(network, pixels, settings.window, settings.stride)
         prediction = F.interpolate(logits.float(), labels.shape, mode="bilinear").argmax(1)[0]
-        confusion += confusion_matrix(prediction.cpu(), labels, network.classes)
-    return confusion
+        yield confusion_matrix(prediction.cpu(), labels, network.classes)
 
 
 def slide(network: Callable[[Tensor], Tensor], pixels: Tensor, window: int, stride: int) -> Tensor:

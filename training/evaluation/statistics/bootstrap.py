@@ -1,28 +1,17 @@
 """How sure a mean is: percentile bootstrap, resampling whole videos where values come from videos.
 
 Frames of one video resemble each other, so resampling frames would make intervals far too narrow. With fewer than about
-ten groups percentile intervals are still too narrow; with one group there is none, and NaN is returned.
+ten groups percentile intervals are still too narrow, so no verdict is built on them (see student.py); with one group
+there is none, and NaN is returned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from video_distilled_encoder.errors import InputError
-
-
-class Difference(NamedTuple):
-    """How much larger one set of values is than another."""
-
-    mean: float
-    """Of a minus b."""
-    low: float
-    high: float
-    verdict: str
-    """"larger", "smaller", or "cannot tell" if the interval holds 0 or there is none."""
 
 
 def interval(
@@ -49,7 +38,7 @@ def interval(
     Raises:
         InputError: there are no values, they are not finite, or groups has another length.
     """
-    sums, counts = _per_group(values, groups)
+    sums, counts = per_group(values, groups)
     if len(sums) == 1:
         return float("nan"), float("nan")
     chosen = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
@@ -58,30 +47,7 @@ def interval(
     return float(low), float(high)
 
 
-def difference(
-    a: Sequence[float] | np.ndarray,
-    b: Sequence[float] | np.ndarray,
-    groups: Sequence[Hashable] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Difference:
-    """Return the mean of a - b of paired values, such as two encoders' figures on the same videos, and its interval.
-
-    Raises:
-        InputError: as `interval`, or a and b are not of one length.
-    """
-    if len(a) != len(b):
-        raise InputError(f"paired values must be as many on both sides, got {len(a)} and {len(b)}")
-    values = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    low, high = interval(values, groups, resamples, seed, level)
-    verdict = "larger" if low > 0 else "smaller" if high < 0 else "cannot tell"
-    return Difference(float(values.mean()), low, high, verdict)
-
-
-def _per_group(
-    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def per_group(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the sum and the number of values of each group."""
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or not len(array):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation.data.segmentation import LAYOUTS, VOID, Pair, with_future_labels
+from training.evaluation.data.segmentation import LAYOUTS, VOID, Pair, unit_names, with_future_labels
 from video_distilled_encoder import InputError
 
 
@@ -104,3 +104,19 @@ def test_camvids_names_are_sequence_and_number(tmp_path):
         ("", 0),
     ]
     assert (LAYOUTS["camvid"].read(pairs[0].label) == VOID).all()
+
+
+def test_units_are_recordings_or_runs_of_their_images():
+    def pairs(**counts):
+        return [Pair(Path(f"{name}_{n}.jpg"), Path(), name, n) for name, count in counts.items() for n in range(count)]
+
+    camvid = pairs(first=62, second=171)  # as CamVid's test images
+    names = unit_names(camvid)
+    assert len(set(names)) == 12
+    assert names[0] == names[20] == "from first_0"
+    assert names[21] == "from first_21"
+    assert [names.index(name) for name in dict.fromkeys(names)][3] == 62
+    many = pairs(**{f"v{number}": 2 for number in range(12)})
+    assert unit_names(many) == [f"v{number}" for number in range(12) for _ in range(2)]
+    loose = [Pair(Path(f"{n}.jpg"), Path(), "", n) for n in range(5)]
+    assert unit_names(loose) == [f"from {n}" for n in range(5)]

@@ -132,3 +132,35 @@ def test_the_score_equals_scikit_learns():
     assert np.isnan(iou[[3, 4, 6, 7, 8, 9, 10]]).all()
     theirs = jaccard_score(labels[valid], prediction[valid], labels=[0, 1, 2, 5], average=None)
     assert np.allclose(iou[[0, 1, 2, 5]], theirs)
+
+
+def test_how_sure_a_mean_iou_is_by_units():
+    rng = np.random.default_rng(0)
+    units = {f"v{number}": rng.integers(0, 50, (3, 3)) + np.diag([200, 100, 10 * number]) for number in range(5)}
+    figures = metrics.figures_by_unit(units, ("a", "b", "c"))
+    matrices = list(units.values())
+
+    def miou(chosen):
+        total = sum(chosen)
+        return np.mean([total[k, k] / (total[k].sum() + total[:, k].sum() - total[k, k]) for k in range(3)])
+
+    assert figures["miou"] == round(100 * miou(matrices), 2)
+    parts = [5 * miou(matrices) - 4 * miou(matrices[:k] + matrices[k + 1 :]) for k in range(5)]
+    assert list(figures["units"].values()) == pytest.approx([100 * part for part in parts], abs=0.006)
+    assert np.mean(list(figures["units"].values())) == pytest.approx(figures["miou"], abs=1)
+    draws = np.random.default_rng(0).integers(0, 5, (1000, 5))
+    means = [100 * miou([matrices[k] for k in draw]) for draw in draws]
+    assert figures["interval"] == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.006)
+    assert figures["half_a"] == round(100 * miou(matrices[::2]), 2)
+
+
+def test_one_unit_has_no_interval():
+    figures = metrics.figures_by_unit({"all": np.diag([3, 1])}, ("a", "b"))
+    assert (figures["units"], figures["interval"], figures["half_b"]) == ({"all": 100.0}, [None, None], None)
+
+
+def test_confusions_are_summed_by_unit():
+    images = [np.full((2, 2), number) for number in (1, 2, 4)]
+    sums = metrics.sum_by_unit(iter(images), ["x", "y", "x"])
+    assert {name: int(matrix[0, 0]) for name, matrix in sums.items()} == {"x": 5, "y": 2}
+    assert images[0][0, 0] == 1

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.evaluation.statistics.bootstrap import difference, interval
+from training.evaluation.statistics.bootstrap import interval
 from video_distilled_encoder import InputError
 
 
@@ -32,17 +32,6 @@ def test_groups_of_several_sizes_equal_a_loop():
     assert interval(values, groups) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
 
 
-def test_paired_differences():
-    rng = np.random.default_rng(0)
-    level = rng.normal(0, 10, 50)
-    better = difference(level + 1 + rng.normal(0, 0.5, 50), level)
-    assert better.low < 1 < better.high
-    assert better.verdict == "larger"
-    assert difference(level, level + 1).verdict == "smaller"
-    assert difference(level, level + rng.normal(0, 1, 50)).verdict == "cannot tell"
-    assert difference([1.0, 2.0], [0.0, 0.0], groups=["one", "one"]).verdict == "cannot tell"
-
-
 def test_wrong_values_are_one_sentence():
     assert np.isnan(interval([1.0, 2.0], ["one", "one"])).all()
     for values, groups, message in (
@@ -52,5 +41,3 @@ def test_wrong_values_are_one_sentence():
     ):
         with pytest.raises(InputError, match=message):
             interval(values, groups)
-    with pytest.raises(InputError, match="as many on both sides"):
-        difference([1.0], [1.0, 2.0])

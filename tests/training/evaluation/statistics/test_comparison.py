@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from training import evaluate
-from training.evaluation.statistics.bootstrap import interval
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def test_a_row_for_each_model_and_a_column_for_each_plain_figure(write, table):
     ]
 
 
-def test_seeds_are_one_row_with_mean_and_deviation(write, table):
+def test_seeds_are_one_row_with_mean_and_students_interval(write, table):
     seeds = [write("random", {"miou": miou}, seed) for seed, miou in enumerate((10, 11, 15))]
     assert table(seeds[1], write("pixels", {"miou": 7.5}), seeds[0], seeds[2]) == [
-        "model           miou  seeds",
-        "random  12.00 ± 2.65      3",
-        "pixels          7.50      1",
+        "model                  miou  seeds",
+        "random  12.00 [5.43, 18.57]      3",
+        "pixels                 7.50      1",
     ]
 
 
@@ -92,14 +92,50 @@ def test_a_difference_must_hold_in_interval_seeds_and_halves(write, table, chang
     rows = [write("ours", by_unit((BASE + change).tolist()), seed) for seed, change in enumerate(changes)]
     head, _, ours = table(write("random", by_unit(BASE.tolist())), *rows)
     assert head.endswith("gap against random")
-    low, high = interval(np.mean(changes, axis=0))
-    assert ours.endswith(f"{np.mean(changes):+.2f} [{low:.2f}, {high:.2f}] {verdict}")
+    change = np.mean(changes, axis=0)
+    reach = stats.t.ppf(0.975, 7) * stats.sem(change)
+    bounds = f"[{change.mean() - reach:.2f}, {change.mean() + reach:.2f}]"
+    assert ours.endswith(f"{change.mean():+.2f} {bounds}, 8 units: {verdict}")
 
 
 def test_seeds_of_the_first_row_count_too(write, table):
     rows = [write("random", by_unit((BASE + change).tolist()), seed) for seed, change in enumerate((-9, 1))]
     *_, ours = table(*rows, write("ours", by_unit(BASE.tolist())))
     assert ours.endswith("cannot tell: seed")
+
+
+@pytest.mark.parametrize("gone", [None, float("nan"), "missing"])
+def test_a_unit_without_a_figure_in_one_seed_is_left_out(write, table, gone):
+    ours = by_unit((BASE + np.array([2, 3, 2, 3, 2, 3, 2, 3])).tolist())
+    lacking = {**ours, "units": dict(ours["units"])}
+    if gone == "missing":
+        del lacking["units"]["v3"]
+    else:
+        lacking["units"]["v3"] = gone
+    files = [write("random", by_unit(BASE.tolist())), write("ours", lacking, 0), write("ours", ours, 1)]
+    *_, line = table(*files)
+    assert line.endswith("7 of 8 units: larger")
+    assert "+2.43 [" in line  # (2 + 3 + 2 + 2 + 3 + 2 + 3) / 7
+    lacking["units"] = dict.fromkeys(ours["units"])
+    *_, line = table(files[0], write("ours", lacking, 0))
+    assert line.endswith("0 of 8 units: cannot tell")
+
+
+def test_the_heading_names_the_figure_that_units_are_of(write, table):
+    rows = [write(name, {"gap": None, "other": 1.0, "units": {"a": 1.0, "b": 2.0}}) for name in ("random", "ours")]
+    assert table(*rows)[0].split("  ")[-1] == "gap against random"
+
+
+def test_two_units_of_one_sign_tell_nothing(write, table):
+    *_, ours = table(write("random", by_unit([1.0, 5.0])), write("ours", by_unit([2.0, 8.0])))
+    assert ours.endswith("2 units: cannot tell: interval")
+
+
+def test_other_data_of_one_name_are_not_compared(run_command, write):
+    one, other = (write(name, {"miou": 1}, fingerprint={"data": name}) for name in "ab")
+    old = write("c", {"miou": 1})
+    assert run_command(evaluate.main, "compare", one, old) is None
+    assert "b-0.json is of other data than a-0.json" in run_command(evaluate.main, "compare", one, old, other)
 
 
 def test_one_unit_tells_nothing(write, table):
