@@ -133,6 +133,20 @@ def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format)
         load_runtime(tmp_path / "missing.onnx")
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_loaded_export_belongs_to_the_process(exported, tmp_path, format):
+    """As `cp` and `rsync --inplace` write over a file."""
+    out = exported(format)
+    for name in os.listdir(out.parent):
+        (tmp_path / name).write_bytes((out.parent / name).read_bytes())
+    runtime, pixels = load_runtime(tmp_path / out.name), torch.randn(2, 3, 32, 32)
+    expected = runtime.run(pixels)["cls"]
+    for file in tmp_path.iterdir():
+        with file.open("r+b") as written:
+            written.write(b"\xff" * file.stat().st_size)
+    assert torch.equal(runtime.run(pixels)["cls"], expected)
+
+
 def test_weights_of_openvino_belong_to_it(exported, tmp_path):
     out = exported("openvino")
     for name in ("encoder.xml", "encoder.xml.json"):
