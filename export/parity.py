@@ -19,6 +19,10 @@ MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99, "int8": 0.98}
 """Least cosine similarity of any token, by precision."""
 MEAN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999, "int8": 0.995}
 """Least mean over tokens."""
+NORM_ERROR = {"fp32": 0.005, "fp16": 0.015, "bf16": 0.05, "int8": 0.15}
+"""Largest norm of an output's difference, over the norm of the reference: a cosine sees no wrong scale."""
+MAX_ERROR = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.1, "int8": 0.3}
+"""Largest difference of a number, over the reference's largest number."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,23 @@ class Parity:
     """Their mean."""
     max_abs: float
     """Largest absolute difference of a number."""
+    norm_error: float
+    """Norm of the difference, over the norm of the reference."""
+    max_error: float
+    """`max_abs` over the largest absolute number of the reference."""
 
     def badness(self) -> float:
         """Return what is larger the worse it is; NaN is worst."""
-        return math.inf if math.isnan(self.min_cosine) else 1 - self.mean_cosine
+        return math.inf if math.isnan(self.min_cosine) else max(1 - self.mean_cosine, self.norm_error**2 / 2)
 
     def passes(self, precision: str) -> bool:
         """Tell whether it is near enough; NaN is not."""
-        return self.min_cosine >= MIN_COSINE[precision] and self.mean_cosine >= MEAN_COSINE[precision]
+        return (
+            self.min_cosine >= MIN_COSINE[precision]
+            and self.mean_cosine >= MEAN_COSINE[precision]
+            and self.norm_error <= NORM_ERROR[precision]
+            and self.max_error <= MAX_ERROR[precision]
+        )
 
 
 def compare(reference: Tensor, result: Tensor) -> Parity:
@@ -47,7 +60,15 @@ def compare(reference: Tensor, result: Tensor) -> Parity:
     cosine = F.cosine_similarity(reference, result, dim=-1)
     # A NaN anywhere must fail the gate, and min() alone would let some platforms drop it.
     worst = float(cosine.min()) if bool(cosine.isfinite().all()) else float("nan")
-    return Parity(worst, float(cosine.mean()), float((reference - result).abs().max()))
+    difference = reference - result
+    largest = difference.abs().max()
+    return Parity(
+        min_cosine=worst,
+        mean_cosine=float(cosine.mean()),
+        max_abs=float(largest),
+        norm_error=float(difference.norm() / reference.norm()),
+        max_error=float(largest / reference.abs().max()),
+    )
 
 
 def measure(encoder: Encoder, runtime: Runtime, images: Sequence[Tensor]) -> dict[str, Parity]:
@@ -110,18 +131,22 @@ def require(figures: Mapping[str, Parity], layers: Mapping[str, Parity], precisi
         precision: of the export.
 
     Raises:
-        InputError: an output's smallest or mean cosine is below what the precision must reach.
+        InputError: an output's cosines are below, or its relative errors above, what the precision must reach.
     """
     failed = {name: parity for name, parity in figures.items() if not parity.passes(precision)}
     if not failed:
         return
-    detail = ", ".join(f"{name} {p.min_cosine:.6f} (mean {p.mean_cosine:.6f})" for name, p in failed.items())
+    detail = ", ".join(
+        f"{name} {p.min_cosine:.6f} (mean {p.mean_cosine:.6f}, error {p.norm_error:.4f}, largest {p.max_error:.4f})"
+        for name, p in failed.items()
+    )
     worst = sorted(layers, key=lambda name: layers[name].badness(), reverse=True)
     first = next((name for name, parity in layers.items() if not parity.passes(precision)), None)
     named = ", ".join(f"{name} {layers[name].mean_cosine:.6f}" for name in worst[:3])
     raise InputError(
         f"the export differs from torch: smallest cosine of a token {detail}, of {precision} {MIN_COSINE[precision]} "
-        f"(mean {MEAN_COSINE[precision]}) is required; "
+        f"(mean {MEAN_COSINE[precision]}, relative error {NORM_ERROR[precision]}, largest {MAX_ERROR[precision]}) is "
+        "required; "
         + (f"first block too far off {first}, worst by mean cosine {named}; " if first else "")
         + "nothing was written. Try a higher --precision"
     )

@@ -23,11 +23,10 @@ from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.preprocessing import bundled_photographs, check_size
 from video_distilled_encoder.runtimes import tensorrt as engines
-from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, Artefact, Camera, sidecar
+from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, SUFFIXES, Artefact, Camera, sidecar
 from video_distilled_encoder.runtimes.runtime import Runtime
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino, "aoti": aoti, "tensorrt": tensorrt}
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
 FEW_IMAGES = 100
 
 

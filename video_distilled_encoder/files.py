@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from video_distilled_encoder.errors import CannotWrite, InputError, warn
 
@@ -122,6 +123,19 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, in memory of their own.
+
+    The library's would be a map of the file, which change when it is written to and end the process when it is cut.
+
+    Raises:
+        SafetensorError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_directory, sha256, write_json
+from video_distilled_encoder.files import atomic_directory, read_tensors, sha256, write_json
 from video_distilled_encoder.model_config import ModelConfig
 
 CONFIG = "config.json"
@@ -63,7 +63,7 @@ def read(directory: Path) -> tuple[VisionTransformer, ModelConfig]:
     except (InputError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{directory / CONFIG} is not a model's configuration: {error}") from error
     try:
-        state = load_file(directory / WEIGHTS)
+        state = read_tensors(directory / WEIGHTS)
     except SafetensorError as error:
         raise InputError(f"{directory / WEIGHTS} is damaged ({error}); download or save it again") from error
     load_strictly(backbone, without_classifier(state), directory / WEIGHTS)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.benchmark.rows import DTYPES, Failure, Group, Row
-from export.pipeline import FORMATS, SUFFIXES
+from export.pipeline import FORMATS
 from export.versions import versions
 from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError, MissingExtra
-from video_distilled_encoder.runtimes.artefact import Artefact
+from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact
 
 TORCH = ("torch", "torch-compile")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

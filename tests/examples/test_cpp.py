@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from export.pipeline import SUFFIXES, export
+from export.pipeline import export
 from video_distilled_encoder import Encoder
-from video_distilled_encoder.runtimes.artefact import Camera
+from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 SIZE = (64, 64)

@@ -11,12 +11,12 @@ pytest.importorskip("onnxruntime")
 
 from export import cli, parity, pipeline  # noqa: E402
 from export.network import Network, cubic_weights  # noqa: E402
-from export.pipeline import SUFFIXES, export  # noqa: E402
+from export.pipeline import export  # noqa: E402
 from video_distilled_encoder import Encoder, InputError, load_runtime  # noqa: E402
 from video_distilled_encoder.files import sha256  # noqa: E402
 from video_distilled_encoder.preprocessing import bundled_photographs, open_image  # noqa: E402
 from video_distilled_encoder.runtimes import tensorrt as engines  # noqa: E402
-from video_distilled_encoder.runtimes.artefact import Camera  # noqa: E402
+from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera  # noqa: E402
 
 SIZE = (64, 96)
 # How far the cosine of a token may be from 1, by precision, on a network of random weights.
@@ -284,7 +284,7 @@ def test_not_a_number_never_passes(exported, shallow_directory):
     ):
         parity.require(
             figures,
-            {"layer_0": parity.Parity(0.9, 0.98, 1.0), "layer_1": parity.Parity(*[float("nan")] * 3)},
+            {"layer_0": parity.Parity(0.9, 0.98, 1.0, 0.1, 0.1), "layer_1": parity.Parity(*[float("nan")] * 5)},
             "int8",
         )
 
@@ -297,6 +297,25 @@ def test_compare_against_numpy():
     assert got.min_cosine == pytest.approx(cosine.min())
     assert got.mean_cosine == pytest.approx(cosine.mean())
     assert got.max_abs == pytest.approx(np.abs(a - b).max())
+    assert got.norm_error == pytest.approx(np.sqrt(((a - b) ** 2).sum() / (a**2).sum()))
+    assert got.max_error == pytest.approx(np.abs(a - b).max() / np.abs(a).max())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_outputs_of_another_scale_do_not_pass(precision):
+    """Five times too large, and one number far off: a cosine of 1, and one of .99999."""
+    tokens = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    for wrong, name in ((5 * tokens, "error 4.0000, largest 4.0000"), (tokens * 0.6, "error 0.4000, largest 0.4000")):
+        figures = parity.compare(tokens, wrong)
+        assert figures.min_cosine == pytest.approx(1)
+        with pytest.raises(InputError, match=name):
+            parity.require({"cls": figures}, {}, precision)
+    many = torch.ones(100_000, 2)
+    off = many.clone()
+    off[7] = 1.5  # which in the norm of all is lost
+    figures = parity.compare(many, off)
+    assert (figures.norm_error, figures.max_error) == pytest.approx((0.5 / 100_000**0.5, 0.5))
+    assert not figures.passes(precision)
 
 
 def test_command(run_command, shallow_directory, tmp_path, capsys):

@@ -361,3 +361,17 @@ def test_a_missing_device_is_one_sentence(tiny_directory):
         pytest.skip("there is a GPU")
     with pytest.raises(InputError, match="cannot be put on the device 'cuda' here"):
         Encoder.from_pretrained(tiny_directory, device="cuda")
+
+
+def test_loaded_weights_belong_to_the_process(tiny, photograph, tmp_path):
+    """As `cp` and `rsync --inplace` write over a file, and as a full disk cuts it."""
+    tiny.save_pretrained(tmp_path / "model")
+    loaded = Encoder.from_pretrained(tmp_path / "model")
+    expected = loaded.encode(photograph).patches
+    weights = tmp_path / "model" / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.write(b"\xff" * weights.stat().st_size)
+    assert torch.equal(loaded.encode(photograph).patches, expected)
+    with weights.open("r+b") as file:
+        file.truncate(0)
+    assert torch.equal(loaded.encode(photograph).patches, expected)

@@ -8,9 +8,10 @@ import torch
 
 pytest.importorskip("onnxruntime")
 
-from export.pipeline import SUFFIXES, export
+from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError, load_runtime
 from video_distilled_encoder.runtimes import artefact as artefacts
+from video_distilled_encoder.runtimes.artefact import SUFFIXES
 
 FORMATS = ["onnx", "openvino", "aoti"]
 
@@ -99,6 +100,14 @@ def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):
         assert torch.allclose(one, other, atol=1e-4)
 
 
+def vouch_for(path, **changes):
+    """Let the JSON of an export speak of the file as it is now."""
+    facts = json.loads(artefacts.sidecar(path).read_text()) | changes
+    names = [path.name, *(name for name in facts["files"] if path.with_name(name).is_file())]
+    facts["files"] = {name: artefacts.sha256(path.with_name(name)) for name in names}
+    artefacts.sidecar(path).write_text(json.dumps(facts))
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format):
     out = exported(format)
@@ -117,10 +126,11 @@ def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format)
     copy().write_bytes(b"not a network")
     with pytest.raises(InputError, match="another sha256"):
         load_runtime(path)
-    # The same with a JSON that vouches for it.
-    facts = json.loads(artefacts.sidecar(path).read_text())
-    facts["files"][path.name] = artefacts.sha256(path)
-    artefacts.sidecar(path).write_text(json.dumps(facts))
+    vouch_for(path)
+    with pytest.raises(InputError, match=f"encoder{SUFFIXES[format]} does not begin as files of the format {format}"):
+        load_runtime(path)
+    path.write_bytes(out.read_bytes()[:8] + b"not a network")
+    vouch_for(path)
     with pytest.raises(InputError, match=f"encoder{SUFFIXES[format]} cannot be loaded by"):
         load_runtime(path)
     artefacts.sidecar(copy()).write_text('{"format": "onnx"')
@@ -133,12 +143,44 @@ def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format)
         load_runtime(tmp_path / "missing.onnx")
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_loaded_export_belongs_to_the_process(exported, tmp_path, format):
+    """As `cp` and `rsync --inplace` write over a file."""
+    out = exported(format)
+    for name in os.listdir(out.parent):
+        (tmp_path / name).write_bytes((out.parent / name).read_bytes())
+    runtime, pixels = load_runtime(tmp_path / out.name), torch.randn(2, 3, 32, 32)
+    expected = runtime.run(pixels)["cls"]
+    for file in tmp_path.iterdir():
+        with file.open("r+b") as written:
+            written.write(b"\xff" * file.stat().st_size)
+    assert torch.equal(runtime.run(pixels)["cls"], expected)
+
+
 def test_weights_of_openvino_belong_to_it(exported, tmp_path):
     out = exported("openvino")
     for name in ("encoder.xml", "encoder.xml.json"):
         (tmp_path / name).write_bytes((out.parent / name).read_bytes())
     with pytest.raises(InputError, match=r"encoder\.bin does not exist, but belongs to encoder\.xml"):
         load_runtime(tmp_path / "encoder.xml")
+
+
+@pytest.mark.parametrize(("name", "format"), [("x.onnx", "aoti"), ("x.xml", "aoti"), ("x.onnx", "openvino")])
+def test_a_file_runs_as_what_its_name_says(exported, tmp_path, monkeypatch, name, format):
+    """Compiled code under the name of a graph, whatever the JSON says."""
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *_, **__: pytest.fail("code was run"))
+    path = tmp_path / name
+    path.write_bytes(b"PK\3\4 compiled code")
+    artefacts.sidecar(path).write_bytes(artefacts.sidecar(exported("onnx")).read_bytes())
+    vouch_for(path, format=format)
+    with pytest.raises(InputError, match=rf"{name} is of the format {format}, .* end in {SUFFIXES[format]}"):
+        load_runtime(path)
+    vouch_for(path, format={".onnx": "onnx", ".xml": "openvino"}[path.suffix])
+    with pytest.raises(InputError, match=f"{name} does not begin as files of the format"):
+        load_runtime(path)
+    vouch_for(path, format="pickle")
+    with pytest.raises(InputError, match=rf"{name} is of the format pickle; known are onnx, "):
+        load_runtime(path)
 
 
 def test_compiled_code_is_for_its_machine(exported, monkeypatch):

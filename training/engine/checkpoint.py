@@ -17,11 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from training.engine.plan import Plan
-from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.files import atomic_directory, read_tensors, sha256
 
 _TENSORS = ("model", "optimizer")
 
@@ -104,7 +104,7 @@ def load_newest(root: Path) -> Checkpoint | None:
                 if sha256(path / name) != digest:
                     raise OSError(f"{name} does not match its checksum")
             plan = Plan(tuple((step, progress) for step, progress in state["plan"]))
-            return Checkpoint(state["step"], plan, *(load_file(path / f"{name}.safetensors") for name in _TENSORS))
+            return Checkpoint(state["step"], plan, *(read_tensors(path / f"{name}.safetensors") for name in _TENSORS))
         except (OSError, ValueError, KeyError) as error:
             warnings.warn(f"the checkpoint {path} is damaged ({error}) and passed over", stacklevel=2)
     return None

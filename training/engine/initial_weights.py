@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from training.common.yaml_files import read_mapping
@@ -15,6 +14,7 @@ from training.engine import checkpoint, handover
 from training.methods.method import Method
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import read_tensors
 
 
 class Start(NamedTuple):
@@ -78,7 +78,7 @@ def read_backbone(name: Path) -> dict[str, Tensor]:
         if name.suffix != ".safetensors":
             raise InputError(f"{name} is not a .safetensors file; nothing else is read, since a pickle can run code")
         try:
-            state = model_directory.without_classifier(load_file(name))
+            state = model_directory.without_classifier(read_tensors(name))
         except SafetensorError as error:
             raise InputError(f"{name} is damaged ({error})") from error
     else:

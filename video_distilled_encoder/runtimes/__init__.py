@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.runtime import Runtime
 
@@ -37,7 +36,5 @@ def load_runtime(path: str | Path, device: str = "cpu", *, threads: int | None =
     """
     path = Path(path)
     artefact = Artefact.read(path)
-    if artefact.format not in RUNTIMES:
-        raise InputError(f"{path} is of the format {artefact.format!r}; known are {', '.join(RUNTIMES)}")
     module = importlib.import_module(f"{__name__}.{RUNTIMES[artefact.format]}")
     return Runtime(artefact, module.open_session(path, artefact, device, threads))

@@ -25,6 +25,10 @@ FRAMES = "frames"
 FEATURES = ("cls", "patches", "grid")
 LAYER = "layer_"
 """Beginning of the name of a block's output; its number, counted from 0, follows."""
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
+"""Of the files of each format."""
+_BEGINNINGS = {"onnx": b"\x08", "openvino": b"<", "aoti": b"PK", "tensorrt": b""}
+"""First bytes of the files of each format: a protobuf's first field, XML, ZIP; NVIDIA does not say those of engines."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,31 @@ class Artefact:
             raise InputError(
                 f"{beside} does not describe an export ({error}); write both anew with vde-export"
             ) from error
+        artefact._check_format(path)
         artefact._check_files(path)
+        artefact._check_beginning(path)
         return artefact
+
+    def _check_format(self, path: Path) -> None:
+        """Two formats are native code: a name that a user takes for data must not start them."""
+        if self.format not in SUFFIXES:
+            raise InputError(
+                f"{sidecar(path)} says that {path.name} is of the format {self.format}; known are {', '.join(SUFFIXES)}"
+            )
+        if path.suffix != SUFFIXES[self.format]:
+            raise InputError(
+                f"{sidecar(path)} says that {path.name} is of the format {self.format}, whose files end in "
+                f"{SUFFIXES[self.format]}; take the two as vde-export wrote them"
+            )
+
+    def _check_beginning(self, path: Path) -> None:
+        with path.open("rb") as file:
+            beginning = file.read(8)
+        if not beginning.startswith(_BEGINNINGS[self.format]):
+            raise InputError(
+                f"{path.name} does not begin as files of the format {self.format} do, so it is none; write it anew "
+                "with vde-export"
+            )
 
     def _check_files(self, path: Path) -> None:
         names = [path.name, *(name for name in self.files if name != path.name)]

@@ -39,6 +39,7 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _compute_type(core, name, artefact.precision),
         }
+        core.set_property({"ENABLE_MMAP": False})  # weights in memory of their own, whatever becomes of the file
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
