@@ -15,6 +15,7 @@ from video_distilled_encoder import ModelConfig
 PRECISIONS = ("fp32", "bf16")
 _TRIES = 5
 _SIDES = {"cpu": 2048, "cuda": 8192}
+_SMALLEST = 128
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,18 @@ def matmul_rate(precision: str, device: str, seconds: float) -> float:
     Args:
         precision: fp32 or bf16; fp32 as torch computes it by default, without TF32.
         device: "cpu" or "cuda".
-        seconds: how long to try.
+        seconds: how long to try; a product is as large as a fifth of that allows.
     """
-    side = _SIDES[torch.device(device).type]
-    a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
-    best = min(latency.measure(lambda: a @ b, seconds / _TRIES, least=1, warm_up=1).median for _ in range(_TRIES))
+    largest, patience = _SIDES[torch.device(device).type], 1000 * seconds / _TRIES
+    side = _SMALLEST
+    # Where a processor has no units for a precision, a large product takes minutes. One of twice the side takes 8 times
+    # as long.
+    while side < largest and 8 * _product_ms(side, precision, device, 0.0) < patience:
+        side *= 2
+    best = min(_product_ms(side, precision, device, seconds / _TRIES) for _ in range(_TRIES))
     return 2 * side**3 / best / 1e6
+
+
+def _product_ms(side: int, precision: str, device: str, seconds: float) -> float:
+    a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    return latency.measure(lambda: a @ b, seconds, least=1, warm_up=1).median

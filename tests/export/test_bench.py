@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 from export import bench, latency
 from export.bench import check_artefact
-from export.benchmark import process, rounds, worker
+from export.benchmark import floor, process, rounds, worker
 from export.benchmark.floor import Floor, count_flops
 from export.benchmark.plan import Wanted, needs_export, plan
 from export.benchmark.report import Report, failure_lines, table
@@ -344,3 +344,20 @@ def test_no_figure_is_not_a_number():
     row = Row("torch", "", "fp32", (64, 64), 1, "torch eager")
     records = Report({}, {}, [result(row, 1, 2)], [Floor((64, 64), 1, 1.0, {"fp32": 10.0})], []).records()
     assert not any(isinstance(value, float) and math.isnan(value) for value in records[0].values())
+
+
+@pytest.mark.parametrize("rate", [1e9, 1e11])
+def test_the_floor_keeps_to_its_time_however_slow_the_processor(monkeypatch, rate):
+    """A processor without bf16's units does a product of 2048 in a quarter of a minute."""
+    sides, spent = [], []
+
+    def product_ms(side, precision, device, seconds):
+        sides.append(side)
+        once = 2000 * side**3 / rate
+        spent.append(max(2 * once, 1000 * seconds))
+        return once
+
+    monkeypatch.setattr(floor, "_product_ms", product_ms)
+    assert floor.matmul_rate("bf16", "cpu", 2.0) == pytest.approx(rate / 1e9)
+    assert sum(spent) < 6000
+    assert sides[-1] == (512 if rate == 1e9 else 2048)
