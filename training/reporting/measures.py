@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.evaluation.data.partners import find_partners
 from training.evaluation.metrics.correspondence import cycle_share
 from training.models.model import Model
 from video_distilled_encoder.preprocessing import bundled_photographs
-from video_distilled_encoder.video import nearest
 
 GAPS = (0.1, 0.25, 0.5, 1.0, 2.0)
 """Seconds between two frames."""
@@ -73,9 +73,9 @@ def choose_pairs(times: np.ndarray) -> dict[float, list[tuple[int, int]]]:
     """
     chosen = {}
     for gap in GAPS:
-        later = nearest(times, times + gap)
+        later, near = find_partners(times, gap)
         part = part_of_frames(times, gap)
-        close = np.flatnonzero((np.abs(times[later] - times - gap) <= gap / 4) & (part == part[later]))
+        close = np.flatnonzero(near & (part == part[later]))
         if len(close):
             picked = close[np.linspace(0, len(close) - 1, min(PAIRS, len(close))).round().astype(int)]
             chosen[gap] = [(int(first), int(later[first])) for first in picked]

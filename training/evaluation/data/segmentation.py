@@ -23,16 +23,14 @@ import numpy as np
 
 from training.evaluation.data.labels import VOID, check_labels, read_labels
 from training.evaluation.data.listing import by_stem, find_frames, read_list
+from training.evaluation.data.partners import find_partners
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.video import nearest
 
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
 )  # fmt: skip
 UNITS = 12
 """Least number of recordings that are not cut into runs."""
-TOLERANCE = 0.25
-"""A frame stands for one `d` seconds later if it is so within this share of d."""
 
 
 class Pair(NamedTuple):
@@ -169,7 +167,7 @@ def with_future_labels(pairs: list[Pair], seconds: float, fps: float | None) -> 
 
     Args:
         pairs: labelled images, sequences in order.
-        seconds: how much later; a frame stands for it if it is so within `TOLERANCE` of it.
+        seconds: how much later, as `find_partners` has it.
         fps: frames of a sequence in a second, as they are numbered.
 
     Raises:
@@ -185,8 +183,7 @@ def with_future_labels(pairs: list[Pair], seconds: float, fps: float | None) -> 
     for _, group in groupby((pair for pair in pairs if pair.sequence), key=lambda pair: pair.sequence):
         sequence = list(group)
         frames = np.array([pair.frame for pair in sequence])
-        later = nearest(frames, frames + seconds * fps)
-        close = np.abs(frames[later] - frames - seconds * fps) <= TOLERANCE * seconds * fps
+        later, close = find_partners(frames, seconds * fps)
         future += [
             now._replace(label=sequence[other].label)
             for now, other, fits in zip(sequence, later, close, strict=True)

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from training.evaluation.data.segmentation import TOLERANCE
+from training.evaluation.data.partners import find_partners
 from training.evaluation.features import extract
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.preprocessing import open_image
-from video_distilled_encoder.video import nearest, read_frames
+from video_distilled_encoder.video import read_frames
 
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -129,10 +129,8 @@ def nearest_frames(
     shots = np.zeros(len(times), dtype=int) if shots is None else shots
     later = {}
     for offset in offsets:
-        wanted = times + offset
-        later[offset] = nearest(times, wanted)
-        eligible &= np.abs(times[later[offset]] - wanted) <= TOLERANCE * offset
-        eligible &= shots[later[offset]] == shots
+        later[offset], close = find_partners(times, offset)
+        eligible &= close & (shots[later[offset]] == shots)
     bases = np.flatnonzero(eligible)
     if len(bases) > count:
         bases = bases[np.linspace(0, len(bases) - 1, count + 2).round().astype(int)[1:-1]]
