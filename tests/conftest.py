@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -80,6 +81,25 @@ def make_video(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, frames, fps)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def joined_recordings(tmp_path):
+    """Write a recording twice into one MPEG-TS, as `cat` joins them: the clock starts again in the middle."""
+
+    def make(frames, fps):
+        path = tmp_path / "joined.ts"
+        with av.open(str(path), "w", format="mpegts") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for _ in range(frames):
+                black = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+                container.mux(stream.encode(black))
+            container.mux(stream.encode())
+        path.write_bytes(2 * path.read_bytes())
         return path
 
     return make

@@ -5,7 +5,6 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-import av
 import numpy as np
 import pytest
 
@@ -109,17 +108,9 @@ def test_a_full_disk_ends_the_extraction_though_unreadable_videos_are_skipped(tm
         extract_all([make_video()], tmp_path / "frames", ExtractConfig(), workers=1, skip_unreadable=True)
 
 
-def test_joined_recordings_are_shots_of_one_store(tmp_path):
-    part = tmp_path / "part.ts"
-    with av.open(str(part), "w", format="mpegts") as container:
-        stream = container.add_stream("libx264", rate=24)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for _ in range(48):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    (tmp_path / "joined.ts").write_bytes(2 * part.read_bytes())
+def test_joined_recordings_are_shots_of_one_store(tmp_path, joined_recordings):
     with pytest.warns(InputWarning, match="the clock starts again"):
-        store = FrameStore(extract_video(tmp_path / "joined.ts", tmp_path, ExtractConfig(fps=10)))
+        store = FrameStore(extract_video(joined_recordings(48, fps=24), tmp_path, ExtractConfig(fps=10)))
     assert np.allclose(store.times, np.arange(40) / 10, atol=0.5 / 24 + 1e-4)
     assert np.flatnonzero(np.diff(store.shots)).tolist() == [19]
     index = ClipIndex([store], ClipsConfig(3, 0.5), 0)
