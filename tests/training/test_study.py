@@ -10,8 +10,8 @@ from training.common.yaml_files import names_in
 from training.engine.log import read_log
 from training.engine.trainer import Trainer
 from training.pretrain import main as pretrain_command
-from training.recipes.recipe import read_recipe
-from training.studies.study import STUDIES, options, plan, read_study, table
+from training.recipes.recipe import options, read_recipe
+from training.studies.study import STUDIES, plan, read_study, table
 from training.study import main
 from video_distilled_encoder import InputError
 from video_distilled_encoder.model_directory import weights_sha256

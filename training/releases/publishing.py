@@ -78,15 +78,15 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
     Raises:
         InputError: a number is missing, or a result is of other weights than the release's; the metadata are wrong.
     """
-    facts = run_facts(run)
+    facts = {"run": run_facts(run)}
     missing = []
 
     def value(match: re.Match[str]) -> str:
         source, words = match.groups()
-        if source == "run":
-            found = _fact(facts, words)
-        elif (run.parent / source / "run.json").is_file():
-            found = _fact(run_facts(run.parent / source), words)
+        if source not in facts and (run.parent / source / "run.json").is_file():
+            facts[source] = run_facts(run.parent / source)
+        if source in facts:
+            found = _fact(facts[source], words)
         elif source == "study":
             found = _table(template.parent / "studies" / f"{words}.md")
         elif (results / f"{source}.json").is_file():

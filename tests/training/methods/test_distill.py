@@ -14,7 +14,8 @@ from training.engine.log import read_log
 from training.engine.run import pretrain
 from training.methods.distill import explained, relation_divergence, resize
 from training.methods.method import At
-from training.models.loading import Model, TimmModel, hash_weights
+from training.models.loading import TimmModel, hash_weights
+from training.models.model import Model
 from training.nn.standardize import Moments, Standardize, hadamard
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import InputError, ModelConfig

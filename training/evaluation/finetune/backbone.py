@@ -22,7 +22,8 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training.models.loading import EncoderModel, Model, TimmModel
+from training.models.loading import EncoderModel, TimmModel
+from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
 STRIDES = (4, 8, 16, 32)
