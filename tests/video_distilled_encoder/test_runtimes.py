@@ -1,6 +1,8 @@
 import gc
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -155,6 +157,21 @@ def test_a_loaded_export_belongs_to_the_process(exported, tmp_path, format):
         with file.open("r+b") as written:
             written.write(b"\xff" * file.stat().st_size)
     assert torch.equal(runtime.run(pixels)["cls"], expected)
+
+
+def test_a_signal_is_handled_after_runtimes_of_openvino_are_gone(exported):
+    """Python's handlers run on a stack that OpenVINO's cores give and take away."""
+    script = """if True:
+        import os, signal, sys
+        from video_distilled_encoder import load_runtime
+        one, two = (load_runtime(sys.argv[1]) for _ in range(2))
+        del one
+        del two
+        signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """
+    result = subprocess.run([sys.executable, "-c", script, exported("openvino")], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 def test_weights_of_openvino_belong_to_it(exported, tmp_path):

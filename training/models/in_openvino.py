@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError, first_line, import_extra
+from video_distilled_encoder.runtimes.openvino import shared_core
 
 
 class OpenVinoModel(Model):
@@ -42,7 +43,7 @@ class OpenVinoModel(Model):
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of torch's tracer, which OpenVINO uses
                 network = openvino.convert_model(_Network(self.model, layers), example_input=pixels, input=shape)
-            return openvino.Core().compile_model(network, "CPU", settings)
+            return shared_core().compile_model(network, "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeErrors
             raise InputError(
                 f"OpenVINO cannot convert {self.model.description['name']}: {first_line(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,22 @@ from video_distilled_encoder.runtimes.artefact import Artefact
 
 COMPUTE = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """Of what is not quantised. Said in every case: left to itself, OpenVINO computes in bf16 where the CPU can."""
+
+
+@lru_cache
+def shared_core() -> Any:
+    """Return the process's one OpenVINO core.
+
+    Each gives signal handlers a stack, and takes it away when it is deleted. Of two that are deleted in the order in
+    which they were made the second leaves the first one's, which is gone: the next signal, as Ctrl-C or the end of a
+    worker process is, would be a segmentation fault.
+
+    Raises:
+        InputError: OpenVINO is not installed.
+    """
+    core = import_extra("openvino", "export").Core()
+    core.set_property({"ENABLE_MMAP": False})  # weights in memory of their own, whatever becomes of the file
+    return core
 
 
 class OpenVinoSession:
@@ -28,8 +45,7 @@ class OpenVinoSession:
     device = torch.device("cpu")
 
     def __init__(self, path: Path, artefact: Artefact, device: str, threads: int | None) -> None:
-        openvino = import_extra("openvino", "export")
-        core = openvino.Core()
+        core = shared_core()
         name = device.upper()
         if name.split(":")[0] not in {known.split(".")[0] for known in core.available_devices}:
             raise InputError(
@@ -39,7 +55,6 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _compute_type(core, name, artefact.precision),
         }
-        core.set_property({"ENABLE_MMAP": False})  # weights in memory of their own, whatever becomes of the file
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
