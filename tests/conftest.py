@@ -50,9 +50,9 @@ def encoder():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """An encoder of three narrow blocks."""
+    """An encoder of six narrow blocks."""
     torch.manual_seed(0)
-    config = ModelConfig(architecture="vit_tiny_patch16_224", model_args={"embed_dim": 64, "depth": 3, "num_heads": 2})
+    config = ModelConfig(architecture="vit_tiny_patch16_224", model_args={"embed_dim": 64, "depth": 6, "num_heads": 2})
     return Encoder(config.build_backbone(), config, card="# A tiny test encoder\n").eval()
 
 

@@ -75,7 +75,7 @@ def test_command(run_command, in_this_process, command_line, tmp_path, capsys):
     assert end_to_end == sorted(end_to_end)
     assert next(row for row in found["rows"] if row["kind"] == "timm")["speedup"] == 1
     floor = found["floors"][0]
-    assert floor["gflop"] == pytest.approx(vit_flops(64 // 16 * 64 // 16, 64, depth=3) / 1e9)
+    assert floor["gflop"] == pytest.approx(vit_flops(64 // 16 * 64 // 16, 64, depth=6) / 1e9)
     assert floor["ms"]["fp32"] == pytest.approx(1000 * floor["gflop"] / floor["gflop_per_second"]["fp32"])
     assert found["machine"]["threads"] == 1
     assert found["machine"]["versions"]["torch"] == version("torch")

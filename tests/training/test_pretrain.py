@@ -298,7 +298,7 @@ def test_a_run_starts_from_a_timm_vit_by_name_or_file(timm_in_cache, recwarn):
 
 def test_half_precision_weights_are_trained_in_single_precision(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "half", dtype=torch.float16)
-    recipe = read_recipe("smoke", ["--backbone.model_args.depth=3"])
+    recipe = read_recipe("smoke", ["--backbone.model_args.depth=6"])
     method = build_method(recipe)
     start_from(str(tmp_path / "half"), method)
     assert {parameter.dtype for parameter in method.parameters()} == {torch.float32}

@@ -340,8 +340,8 @@ def test_a_size_that_does_not_fit_names_the_nearest(tiny):
         tiny.encode(torch.zeros(3, 64, 64), size=(224, 250))
     with pytest.raises(InputError, match=r"must be \(B, 3, H, W\)"):
         tiny(torch.zeros(3, 96, 96))
-    with pytest.raises(InputError, match="blocks 0 to 2"):
-        tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[3])
+    with pytest.raises(InputError, match="blocks 0 to 5"):
+        tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[6])
     with pytest.raises(InputError, match="crop_mode"):
         tiny.encode(torch.zeros(3, 64, 64), crop_mode="border")
     with pytest.raises(InputError, match="different sizes"):
