@@ -272,7 +272,11 @@ def test_other_libraries_models(tiny_directory, size, one_thread):
         if name == "transformers":
             features = [output.last_hidden_state for output in features]
         tokens = 1 + size[0] * size[1] // 256
-        expected = (2, 512, size[0] // 32, size[1] // 32) if name == "resnet" else (2, tokens, 192)
+        expected = {
+            "timm": (2, tokens, 192),
+            "resnet": (2, 512, size[0] // 32, size[1] // 32),
+            "transformers": (2, tokens, 64),
+        }[name]
         assert [tuple(feature.shape) for feature in features] == [expected] * 2
         assert torch.allclose(*features, atol=1e-4)  # the same frames, prepared twice
 

@@ -118,7 +118,7 @@ def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, f
         "--out",
         str(out),
     ]
-    command += ["--recipe", "smoke", "--views.low_resolution=0.5", "--max-time", "00:00:35"]
+    command += ["--recipe", "smoke", "--views.low_resolution=0.5", "--max-time", "00:00:20"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     rows = read_log(out / "log.jsonl")
@@ -133,7 +133,7 @@ def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, f
 def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--run.checkpoint_every=1000000"])
-    pretrain([clip], whole, recipe, frames=frames, max_seconds=30.0)
+    pretrain([clip], whole, recipe, frames=frames, max_seconds=12.0)
     saved = checkpoint.load_newest(whole / "checkpoints")
     shutil.copytree(whole, cut)
     early, late = sorted((cut / "checkpoints").iterdir())  # of the first revision, and of the end
