@@ -243,8 +243,8 @@ def test_a_run_starts_from_the_weights_it_is_given(run, clip, frames, tmp_path, 
 
 def test_weights_of_another_architecture_are_refused(encoder, clip, frames, tmp_path):
     encoder.save_pretrained(tmp_path / "small")
-    recipe = read_recipe("smoke", [f"--run.init_from={tmp_path / 'small'}"])
-    with pytest.raises(InputError, match=r"small: cls_token is \(1, 1, 384\), expected \(1, 1, 64\)"):
+    recipe = read_recipe("smoke", [f"--run.init_from={tmp_path / 'small'}", "--backbone.model_args={}"])
+    with pytest.raises(InputError, match=r"small: cls_token is \(1, 1, 384\), expected \(1, 1, 192\)"):
         pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "frames").exists()  # nor were hours of video extracted first

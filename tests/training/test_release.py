@@ -81,7 +81,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
 
 
 def test_a_time_is_the_length_of_the_training_once(run_command, words, tmp_path, one_thread):
-    words += ["--run.workers=0", "--time", "00:00:12"]
+    words += ["--run.workers=0", "--time", "00:00:20"]
     assert run_command(main, *words) is None
     rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
     assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows)
