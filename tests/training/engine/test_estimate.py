@@ -74,7 +74,7 @@ def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
             if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | Attention):
                 layer.register_forward_hook(count(tower))
     got = flops_per_clip(clips, method, recipe.backbone.config)
-    # two clips were counted; a backward pass costs twice the forward pass, but pixels need no gradient; the loss is some
+    # two clips were counted; a backward pass costs twice the forward pass, but pixels get no gradient; the loss is some
     # percent
     layers = (3 * forward["student"] - forward["pixels"] + forward["teacher"]) / 2
     assert 0.995 * layers < got < 1.1 * layers
