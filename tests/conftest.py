@@ -1,4 +1,10 @@
 import os
+
+# Two test processes are the two processors' work; read when numpy, torch and the Hub's library are imported, here and
+# in the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from pathlib import Path
 
 import av
@@ -10,9 +16,7 @@ from PIL import Image
 from video_distilled_encoder import Encoder, ModelConfig
 from video_distilled_encoder.video import write_video
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,8 +51,9 @@ def encoder():
 
 @pytest.fixture(scope="session")
 def tiny():
+    """An encoder of six narrow blocks."""
     torch.manual_seed(0)
-    config = ModelConfig(architecture="vit_tiny_patch16_224")
+    config = ModelConfig(architecture="vit_tiny_patch16_224", model_args={"embed_dim": 64, "depth": 6, "num_heads": 2})
     return Encoder(config.build_backbone(), config, card="# A tiny test encoder\n").eval()
 
 

@@ -20,7 +20,7 @@ CONFIG = RECIPE.backbone.config
 @pytest.fixture(scope="module")
 def run(clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
-    pretrain([clip], folder / "first", RECIPE, frames=folder / "frames", shard_mib=1.0)
+    pretrain([clip], folder / "first", RECIPE, frames=folder / "frames", shard_mib=0.1)
     return folder / "first"
 
 
@@ -55,7 +55,7 @@ def test_parts_are_small_and_join_to_a_safetensors_file(run, tmp_path):
 
     parts = sorted((run / "handover").glob("part-*"))
     assert len(parts) > 5
-    assert max(part.stat().st_size for part in parts) == 2**20
+    assert max(part.stat().st_size for part in parts) == 2**20 // 10
     joined = tmp_path / "joined.safetensors"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert load_file(joined)["teacher.backbone.cls_token"].dtype == torch.float16
@@ -99,7 +99,7 @@ def test_a_run_of_a_chain_goes_on_with_the_order_of_the_clips(run, clip, tmp_pat
 
 def test_what_was_written_before_is_replaced(run, tmp_path):
     method, folder = method_with(), tmp_path / "handover"
-    for size, parts in ((0.1, 125), (2.0, 7)):
+    for size, parts in ((0.005, 117), (0.2, 3)):
         handover.write(folder, method, CONFIG, [], size)
         assert len(list(folder.glob("part-*"))) == parts
         state = handover.read(folder).state
@@ -144,10 +144,10 @@ def test_the_encoder_is_made_of_the_parts(run, run_command, tmp_path, photograph
 
 
 def test_a_network_of_other_arguments_comes_back(run_command, tmp_path):
-    recipe = read_recipe("smoke", ['--backbone.model_args={"depth":2}'])
+    recipe = read_recipe("smoke", ['--backbone.model_args={"depth":3,"embed_dim":32,"num_heads":2}'])
     handover.write(tmp_path / "handover", build_method(recipe), recipe.backbone.config, [])
     assert run_command(main, tmp_path / "handover", "--out", tmp_path / "encoder") is None
-    assert len(Encoder.from_pretrained(tmp_path / "encoder").backbone.blocks) == 2
+    assert len(Encoder.from_pretrained(tmp_path / "encoder").backbone.blocks) == 3
 
 
 @pytest.mark.parametrize("kind", ["missing part", "damaged part", "changed facts", "missing sums", "no json"])

@@ -76,12 +76,12 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
         source, ours, random = (np.asarray(sheet, dtype=float)[24:237, at : at + 320] for at in (0, 326, 652))
     assert np.abs(source - np.asarray(Image.open(tmp_path / "data/colours/test/0.png").resize((320, 213)))).mean() < 5
     assert min(ours.std(), random.std()) > 20
-    assert Encoder.from_pretrained(out / "small").embed_dim == 192
+    assert Encoder.from_pretrained(out / "small").embed_dim == 64
     assert "smallest cosine" in capsys.readouterr().out
 
 
 def test_a_time_is_the_length_of_the_training_once(run_command, words, tmp_path, one_thread):
-    words += ["--run.workers=0", "--time", "00:00:25"]
+    words += ["--run.workers=0", "--time", "00:00:20"]
     assert run_command(main, *words) is None
     rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
     assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows)

@@ -40,7 +40,7 @@ def test_a_folder_keeps_its_structure_and_npy_is_npy(run_command, tiny_directory
     options = ["--model", tiny_directory, "--format", "npy", "--no-pictures", "--size", "64", "--crop-mode", "squash"]
     assert run_command(encode.main, tmp_path / "in", "--out", tmp_path / "out", *options) is None
     assert sorted(p.name for p in (tmp_path / "out" / "deep").iterdir()) == ["a.cls.npy", "a.patches.npy"]
-    assert np.load(tmp_path / "out" / "deep" / "a.patches.npy").shape == (16, 192)
+    assert np.load(tmp_path / "out" / "deep" / "a.patches.npy").shape == (16, 64)
 
 
 def test_video_features_in_parts_and_picture_video(run_command, tiny, tiny_directory, clip, tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_a_gif_that_moves_is_a_video(run_command, tiny_directory, tmp_path):
     still.save(tmp_path / "moving.gif", save_all=True, append_images=more, duration=100)
     options = ["--out", tmp_path / "out", "--model", tiny_directory, "--size", "32", "--no-pictures"]
     assert run_command(encode.main, tmp_path, *options) is None
-    assert load_file(tmp_path / "out" / "still.safetensors")["cls"].shape == (192,)
+    assert load_file(tmp_path / "out" / "still.safetensors")["cls"].shape == (64,)
     assert torch.allclose(load_file(tmp_path / "out" / "moving.safetensors")["times"], torch.tensor([0, 0.1, 0.2]))
 
 

@@ -64,7 +64,7 @@ def test_a_batch_equals_its_single_images(encoder, photograph):
 def test_cameras_come_back_as_cameras(tiny):
     frames = torch.randint(0, 256, (3, 2, 3, 60, 80), dtype=torch.uint8)
     out = tiny.encode(frames)
-    assert [tuple(x.shape) for x in out] == [(3, 2, 192), (3, 2, 196, 192), (3, 2, 192, 14, 14)]
+    assert [tuple(x.shape) for x in out] == [(3, 2, 64), (3, 2, 196, 64), (3, 2, 64, 14, 14)]
     alone = tiny.encode(frames[2, 1])
     assert torch.allclose(out.grid[2, 1], alone.grid[0], atol=1e-5)
     nested = tiny.encode([list(step) for step in frames])
@@ -106,13 +106,13 @@ def test_sizes_and_crop_modes(tiny, photograph, size, mode, shape):
 def test_forward_is_differentiable_and_takes_any_multiple_of_16(tiny):
     pixels = torch.randn(1, 3, 48, 112, requires_grad=True)
     out = tiny(pixels)
-    assert out.grid.shape == (1, 192, 3, 7)
+    assert out.grid.shape == (1, 64, 3, 7)
     out.patches.square().sum().backward()
     assert pixels.grad.abs().sum() > 0
 
 
 def test_features_can_train_a_head(tiny, photograph):
-    head = torch.nn.Linear(192, 2)
+    head = torch.nn.Linear(64, 2)
     head(tiny.encode(photograph).cls).sum().backward()
     assert head.weight.grad is not None
 
@@ -251,7 +251,7 @@ def test_a_truncated_file_without_checksums_is_refused(tiny_directory, tmp_path)
     [
         (lambda s: s.pop("norm.bias"), "lacks norm.bias"),
         (lambda s: s.update({"neck.weight": torch.zeros(3)}), "unexpected neck.weight"),
-        (lambda s: s.update({"norm.bias": torch.zeros(3)}), r"norm.bias is \(3,\), expected \(192,\)"),
+        (lambda s: s.update({"norm.bias": torch.zeros(3)}), r"norm.bias is \(3,\), expected \(64,\)"),
     ],
 )
 def test_missing_extra_and_misshapen_tensors_are_refused(tiny_directory, tmp_path, change, message):
@@ -340,8 +340,8 @@ def test_a_size_that_does_not_fit_names_the_nearest(tiny):
         tiny.encode(torch.zeros(3, 64, 64), size=(224, 250))
     with pytest.raises(InputError, match=r"must be \(B, 3, H, W\)"):
         tiny(torch.zeros(3, 96, 96))
-    with pytest.raises(InputError, match="blocks 0 to 11"):
-        tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[12])
+    with pytest.raises(InputError, match="blocks 0 to 5"):
+        tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[6])
     with pytest.raises(InputError, match="crop_mode"):
         tiny.encode(torch.zeros(3, 64, 64), crop_mode="border")
     with pytest.raises(InputError, match="different sizes"):

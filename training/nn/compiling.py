@@ -26,12 +26,15 @@ def compile_on_gpu(function: F) -> F:
     So do calls under a dispatch mode, like that which counts operations: torch before 2.14 would then never compile the
     function again (pytorch issue 190286).
     """
-    compiled = _Compiler().compile(function)
+
+    @functools.cache
+    def compiled() -> F:  # at the first call, for torch.compile imports its compiler, which takes a second and a half
+        return _Compiler().compile(function)
 
     @functools.wraps(function)
     def call(first: Any, *rest: Any) -> Any:
         plain = not first.is_cuda or _get_current_dispatch_mode() is not None
-        return (function if plain else compiled)(first, *rest)
+        return (function if plain else compiled())(first, *rest)
 
     return call  # type: ignore[return-value]
 

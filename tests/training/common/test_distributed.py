@@ -61,7 +61,7 @@ def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, method
 
 def test_two_processes_follow_one_plan_to_the_end_of_their_time(clip, tmp_path):
     run = tmp_path / "run"
-    options = ["--max-time=00:00:40", "--views.low_resolution=0.5", "--run.log_every=3"]
+    options = ["--max-time=00:00:30", "--views.low_resolution=0.5", "--run.log_every=3"]
     result = launch("torchrun", clip, tmp_path / "frames", run, *options)
     assert result.returncode == 0, result.stderr
     plan = checkpoint.load_newest(run / "checkpoints").plan

@@ -41,6 +41,12 @@ def test_what_was_counted_first_is_compiled_later(compilations):
     assert len(compilations) == 1
 
 
+def test_nothing_is_compiled_before_a_gpu_has_work(monkeypatch):
+    """Importing torch's compiler takes a second, at each start of a command."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("the compiler was asked for"))
+    assert (compiling.compile_on_gpu(lambda x: 2 * x)(torch.ones(3)) == 2).all()
+
+
 def test_a_machine_that_cannot_compile_says_so_once_and_runs_the_parts_as_they_are(monkeypatch, capsys):
     calls = []
 

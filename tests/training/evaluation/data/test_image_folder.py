@@ -39,7 +39,7 @@ def test_class_tokens_are_the_models_own_on_the_middle_of_the_image(folder, tiny
     image.save(folder / "train" / "b" / "1.PNG")
     train, test, classes = load_class_tokens(EncoderModel(tiny, {"name": "tiny"}), arguments(folder), layers=1)
     assert (train.labels.tolist(), test.labels.tolist(), classes) == ([0, 1, 1], [0, 1], ["a", "b"])
-    assert train.features.shape == (3, 192)
+    assert train.features.shape == (3, 64)
     resized = image.resize((341, 256), Image.Resampling.BICUBIC)
     similarities = [
         torch.cosine_similarity(
