@@ -290,3 +290,23 @@ def test_without_pycocotools(monkeypatch, coco):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(InputError, match=r"pycocotools is not installed; .*\[evaluation\]"):
         CocoSplit(coco, "val2017")
+
+
+def test_what_training_and_figures_need_is_there_before_training(run_command, tiny_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "train_network", lambda *_, **__: pytest.fail("it was trained"))
+    for split in ("train2017", "val2017"):
+        write_split(tmp_path, split, 3, 0)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    whole = json.loads(path.read_text())
+
+    def error(**changes):
+        path.write_text(json.dumps(whole | changes))
+        return run_command(
+            evaluate.main, "detection", "--data", tmp_path, "--model", tiny_directory, "--workers", 0,
+            "--preset", "detection-small",
+        )  # fmt: skip
+
+    assert "no image of" in error(annotations=[])
+    assert "val2017 has an object that is not a crowd" in error(annotations=[])
+    other = [{**category, "name": "another"} for category in whole["categories"]]
+    assert "have different categories" in error(categories=other)

@@ -55,8 +55,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     settings = read_settings(DetectionSettings, "detection", args.preset, args.set)
     backbone = trainable_backbone(model)
     splits = [CocoSplit(args.data, name) for name in (args.train_split, args.test_split)]
-    if splits[0].categories != splits[1].categories:
-        raise InputError(f"{args.train_split} and {args.test_split} have different categories; mend the annotations")
+    check_splits(*splits)
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = build_detector(pyramid, len(splits[0].categories), model.config, settings).to(model.device)
@@ -65,24 +64,35 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     return {
         "figures": {"box_ap": boxes["ap"], "mask_ap": masks["ap"], "box": boxes, "mask": masks, "loss": ends(history)},
         "setting": asdict(settings),
-        "data": {
-            name: f"{args.data.name}/{split.folder.name}, {len(split.images)} images"
-            for name, split in zip(("train", "test"), splits, strict=True)
-        },
+        "data": describe(args, *splits),
     }
+
+
+def check_splits(train: CocoSplit, test: CocoSplit) -> None:
+    """Check what training, and the figures after it, need.
+
+    Raises:
+        InputError: the parts have different categories, or no object in one of them.
+    """
+    if train.names != test.names:
+        raise InputError(f"{train.annotations} and {test.annotations} have different categories; mend them")
+    for split in (train, test):
+        if not split.with_objects():
+            raise InputError(f"no image of {split.folder} has an object that is not a crowd; choose another split")
+
+
+def describe(args: argparse.Namespace, train: CocoSplit, test: CocoSplit) -> dict[str, str]:
+    """Return what a result says of the data."""
+    parts = (("train", train), ("test", test))
+    told = {name: f"{args.data.name}/{split.folder.name}, {len(split.images)} images" for name, split in parts}
+    return told | {f"{name}_filled": split.filled for name, split in parts if split.filled}
 
 
 def train_network(
     network: MaskRCNN, split: CocoSplit, settings: DetectionSettings, *, seed: int, workers: int
 ) -> list[float]:
-    """Train on a split and return the loss of each step.
-
-    Raises:
-        InputError: no image has an object.
-    """
+    """Train on a split that has objects and return the loss of each step."""
     images = split.with_objects()
-    if not images:
-        raise InputError(f"no image of {split.folder} has an object that is not a crowd; train on another split")
     device = next(network.parameters()).device
     groups = parameter_groups(
         network,
