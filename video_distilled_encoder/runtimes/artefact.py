@@ -94,6 +94,11 @@ class Artefact:
         """What preprocessing must know."""
         return ModelConfig(mean=self.mean, std=self.std, interpolation=self.interpolation, crop_pct=self.crop_pct)
 
+    @property
+    def device(self) -> str | None:
+        """The kind of device that its code is compiled for, "cpu" or "cuda"; None if for none."""
+        return "cuda" if self.format == "tensorrt" else self.made_for.get("device")
+
     def input_shape(self, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
         """Return the input's shape for a network input of `size` pixels."""
         return self.camera.shape(batch) if self.camera else (batch, 3, *size)

@@ -209,6 +209,10 @@ class CocoSplit:
         found = self.coco.loadAnns(self.coco.getAnnIds(imgIds=[image], iscrowd=False))
         return [one for one in found if min(one["bbox"][2:]) >= 1]
 
+    def files(self) -> list[Path]:
+        """Return the annotations' file and those of the images that have an object."""
+        return [self.annotations, *(self.folder / self.coco.imgs[image]["file_name"] for image in self.with_objects())]
+
     def read(self, image: int) -> Tensor:
         """Return (3, H, W) uint8.
 

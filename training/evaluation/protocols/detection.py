@@ -9,10 +9,11 @@ box heads (4 convolutions with BatchNorm, 1 linear layer) and box loss (GIoU x 1
 of 480 to 800 pixels, at most 1333 of the longer, and are flipped; `crop` cuts random squares (the first paper: 512).
 iBOT's second way of augmenting, a crop between two resizings, is not done. Images without objects and crowds are not
 trained on. Test: shorter side 800, at most 100 detections of probability above .05, AP by pycocotools, boxes and masks,
-crowds ignored; the weights after the last step. Only an encoder of this package and timm's vision transformers can be
-fine-tuned. Matrix products of the encoder are bfloat16 on CUDA.
+crowds ignored; the weights after the last step, which lie in --cache before they are scored. Only an encoder of
+this package and timm's vision transformers can be fine-tuned. Matrix products of the encoder are bfloat16 on CUDA.
 
-Data: annotations/instances_SPLIT.json (polygons or RLE) and SPLIT/*.jpg. --preset detection-small is for trying out
+Data: annotations/instances_SPLIT.json (polygons or RLE; what may be left out, see `training/evaluation/data/coco.py`)
+and SPLIT/*.jpg. --preset detection-small is for trying out
 on a CPU, as on the small set that `tests/training/evaluation/davis_as_coco.py` makes of DAVIS.
 """
 
@@ -36,7 +37,7 @@ from training.evaluation.finetune.detection import (
     coco_results,
 )
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
-from training.evaluation.finetune.training import Stream, ends, train, warm_up
+from training.evaluation.finetune.training import Stream, ends, train, train_once, warm_up
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
@@ -59,7 +60,13 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = build_detector(pyramid, len(splits[0].categories), model.config, settings).to(model.device)
-    history = train_network(network, splits[0], settings, seed=args.seed, workers=args.workers)
+    history = train_once(
+        network,
+        args.cache,
+        {**model.identity, "detection": asdict(settings), "categories": splits[0].names, "seed": args.seed},
+        splits[0].files(),
+        lambda: train_network(network, splits[0], settings, seed=args.seed, workers=args.workers),
+    )
     boxes, masks = score(network, splits[1])
     return {
         "figures": {"box_ap": boxes["ap"], "mask_ap": masks["ap"], "box": boxes, "mask": masks, "loss": ends(history)},
