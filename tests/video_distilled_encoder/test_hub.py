@@ -1,4 +1,5 @@
 import inspect
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -110,3 +111,7 @@ def test_push_to_hub_uploads_a_whole_model_directory(tiny, tmp_path, monkeypatch
     assert (sent["token"], sent["private"]) == ("secret", True)
     again = Encoder.from_pretrained(sent["folder"])
     assert torch.equal(again.backbone.pos_embed, tiny.backbone.pos_embed)
+
+
+def test_no_test_asks_the_network():
+    assert os.environ["HF_HUB_OFFLINE"] != "1" or huggingface_hub.constants.HF_HUB_OFFLINE
