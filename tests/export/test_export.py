@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 
@@ -379,3 +380,39 @@ def test_without_tensorrt_the_graph_and_the_command_are_left(run_command, shallo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.onnx", "e.onnx.json"]
     assert load_runtime(tmp_path / "e.onnx").artefact.precision == "fp16"
     assert "name a --precision" in run_command(cli.main, *fine, "--precision", "auto")
+
+
+def test_names_may_hold_what_a_shell_takes_for_a_pattern(shallow_directory, tmp_path):
+    out = tmp_path / "[a]" / "encoder[v2].onnx"
+    artefact = export(shallow_directory, str(out), size=SIZE, layer_parity=False)
+    assert list(artefact.files) == [out.name]
+    assert load_runtime(out).encode(torch.zeros(3, 64, 96)).cls.shape == (1, 64)
+
+
+def test_a_format_that_there_is_not_is_one_sentence(shallow_directory, tmp_path):
+    with pytest.raises(InputError, match="a format is one of onnx, openvino, aoti, tensorrt; got 'trt'"):
+        export(shallow_directory, tmp_path / "e.engine", format="trt")
+
+
+@pytest.mark.parametrize(
+    ("format", "available", "device", "encoder", "runtime"),
+    [
+        ("tensorrt", True, None, "cuda", "cuda"),
+        ("tensorrt", True, "cuda:1", "cuda:1", "cuda:1"),
+        ("tensorrt", False, None, "cpu", "cpu"),
+        ("onnx", True, None, "cpu", "cpu"),
+        ("openvino", True, "gpu", "cpu", "gpu"),
+    ],
+)
+def test_where_an_export_is_made_and_runs(
+    shallow_directory, tmp_path, monkeypatch, format, available, device, encoder, runtime
+):
+    loaded, jobs = [], []
+    load = Encoder.from_pretrained
+    monkeypatch.setattr(pipeline.engines, "available", lambda: available)
+    monkeypatch.setattr(pipeline, "without_tensorrt", lambda job, *_: jobs.append(job) or "not here")
+    monkeypatch.setattr(pipeline, "produce", lambda job, *_: jobs.append(job))
+    monkeypatch.setattr(Encoder, "from_pretrained", lambda name, device: loaded.append(device) or load(name))
+    with contextlib.suppress(InputError):
+        export(shallow_directory, tmp_path / f"e{SUFFIXES[format]}", format=format, device=device)
+    assert (loaded, jobs[0].device) == ([encoder], runtime)

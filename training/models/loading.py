@@ -266,12 +266,8 @@ def choose_device(name: str | None) -> str:
 
 def _licence_in(directory: Path) -> str | None:
     """Return what the front matter of a model card names as its licence."""
-    card = directory / "README.md"
-    if not card.is_file():
-        return None
-    found = re.search(
-        r"\A---\n.*?^license: *(\S+)$.*?^---$", card.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    card = model_directory.read_card(directory) or ""
+    found = re.search(r"\A---\n.*?^license: *(\S+)$.*?^---$", card, re.DOTALL | re.MULTILINE)
     return found and found[1]
 
 
