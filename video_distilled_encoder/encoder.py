@@ -257,6 +257,8 @@ class Encoder(nn.Module):
             )
         if pixel_values.ndim < 4 or pixel_values.shape[-3] != 3:
             raise InputError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        if 0 in pixel_values.shape:
+            raise InputError(f"pixel_values hold no image: their shape is {tuple(pixel_values.shape)}")
         check_size((pixel_values.shape[-2], pixel_values.shape[-1]), self.patch_size)
         if pixel_values.ndim == 4:
             return pixel_values, tuple(pixel_values.shape[:1])

@@ -340,6 +340,11 @@ def test_a_size_that_does_not_fit_names_the_nearest(tiny):
         tiny.encode(torch.zeros(3, 64, 64), size=(224, 250))
     with pytest.raises(InputError, match=r"must be \(B, 3, H, W\)"):
         tiny(torch.zeros(3, 96, 96))
+    for pixels in (np.zeros((1, 3, 96, 96), np.float32), torch.zeros(1, 3, 96, 96, dtype=torch.uint8), "a.jpg"):
+        with pytest.raises(InputError, match=r"are a floating-point tensor .* encode.. takes images of any form"):
+            tiny(pixels)
+    with pytest.raises(InputError, match=r"hold no image: their shape is \(0, 3, 96, 96\)"):
+        tiny(torch.zeros(0, 3, 96, 96))
     with pytest.raises(InputError, match="blocks 0 to 11"):
         tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[12])
     with pytest.raises(InputError, match="crop_mode"):
