@@ -5,6 +5,8 @@ It is compiled for the device the encoder lies on, and runs on such a machine wi
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -41,9 +43,8 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
             program = torch.export.export(network, (example(network),), dynamic_shapes=(dynamic_shapes(network),))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # compilers fail in their own ways
-        raise InputError(
-            f"AOTInductor cannot compile the network here: {first_line(error)}; is a C++ compiler installed?"
-        ) from error
+        mend = "" if shutil.which(os.environ.get("CXX", "g++")) else "; install a C++ compiler, g++, or name it in CXX"
+        raise InputError(f"AOTInductor cannot compile the network here: {first_line(error)}{mend}") from error
     made_for = {**machine(), "device": device.type}
     if device.type == "cuda":
         made_for["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))

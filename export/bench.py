@@ -175,7 +175,7 @@ def check_artefact(path: Path, device: str) -> None:
     """
     artefact = Artefact.read(path)
     kind = device.split(":")[0]
-    made_for = "cuda" if artefact.format == "tensorrt" else artefact.made_for.get("device", kind)
+    made_for = artefact.device or kind
     if made_for != kind:
         raise InputError(f"{path} was made for {made_for}; give --device {made_for}, or export it for {kind}")
 

@@ -85,7 +85,9 @@ def parse_arguments() -> argparse.Namespace:
         "--crop-mode", choices=("center", "squash"), default="center", help="of those frames (%(default)s)"
     )
     parser.add_argument("--calibration", type=Path, help="folder of your images, to compare on and for int8's ranges")
-    parser.add_argument("--device", default="cpu", help="where it is to run: cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--device", help="where it is to run: cpu, cuda, or OpenVINO's gpu (cuda for an engine of TensorRT, else cpu)"
+    )
     parser.add_argument("--no-layer-parity", action="store_true", help="do not compare every block: half the time")
     engine = parser.add_argument_group("TensorRT")
     engine.add_argument("--timing-cache", type=Path, help="file of measured kernels: the next build is faster")

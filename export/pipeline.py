@@ -32,7 +32,7 @@ FEW_IMAGES = 100
 
 def export(
     model: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     format: str = "onnx",
     precision: str = "fp32",
@@ -42,7 +42,7 @@ def export(
     outputs: Sequence[str] = FEATURES,
     camera: Camera | None = None,
     calibration: Path | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     revision: str | None = None,
     layer_parity: bool = True,
     engine: Mapping[str, Any] | None = None,
@@ -61,7 +61,8 @@ def export(
         outputs: names, see `Artefact.outputs`.
         camera: take uint8 frames and preprocess them inside.
         calibration: folder of images of the user's own, for parity and int8's ranges.
-        device: where it is to run, "cpu" or "cuda".
+        device: where it is to run, "cpu" or "cuda" ("gpu" of OpenVINO: Intel graphics); by default the GPU for
+            TensorRT where it is installed, else the CPU.
         revision: of a model on the Hub.
         layer_parity: measure every block too; takes a second export.
         engine: options of a TensorRT build, see `runtimes.tensorrt.BuildOptions`.
@@ -71,12 +72,17 @@ def export(
         InputError: something asked for does not fit, a package is missing, or the export fails the parity gate; `out`
             is not touched then.
     """
+    if format not in FORMATS:
+        raise InputError(f"a format is one of {', '.join(FORMATS)}; got {format!r}")
+    out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a directory; give the file to write, such as {out / 'encoder'}{SUFFIXES[format]}")
     if out.suffix != SUFFIXES[format]:
         raise InputError(f"{out} should end in {SUFFIXES[format]}, as {format} files do")
     directory = find_model(model, revision=revision)
-    encoder = Encoder.from_pretrained(directory, device=device)
+    device = device or ("cuda" if format == "tensorrt" and engines.available() else "cpu")
+    # OpenVINO is given its inputs on the CPU, whatever it computes on, and names devices of its own.
+    encoder = Encoder.from_pretrained(directory, device="cpu" if format == "openvino" else device)
     images = find_images(calibration) if calibration else bundled_photographs()
     job = Job(
         name=str(model),
@@ -224,7 +230,8 @@ def write(job: Job, artefact: Artefact, path: Path) -> tuple[Artefact, Runtime]:
     module = FORMATS[artefact.format]
     network = Network(job.encoder, artefact, job.precisions[artefact.precision])
     made_for = module.write(network, path, job)
-    files = {file.name: sha256(file) for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.is_file()}
+    written = [file for file in path.parent.iterdir() if file.name.startswith(f"{path.stem}.") and file.is_file()]
+    files = {file.name: sha256(file) for file in sorted(written)}
     artefact = dataclasses.replace(artefact, files=files, made_for=made_for)
     artefact.write(sidecar(path))
     return artefact, runtimes.load_runtime(path, job.device)

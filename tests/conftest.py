@@ -1,11 +1,11 @@
 import os
+import shutil
+from pathlib import Path
 
 # Two test processes are the two processors' work; read when numpy, torch and the Hub's library are imported, here and
 # in the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from pathlib import Path
 
 import av
 import numpy as np
@@ -25,6 +25,17 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VDE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def need_compiler():
+    """Skip where there is no C++ compiler: any other failure of what needs one is a failure."""
+
+    def need():
+        if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
+            pytest.skip("there is no C++ compiler")
+
+    return need
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.common.commands import command_parser
-from training.evaluation.features import default_cache
+from training.evaluation.cache import default_cache
 from training.reporting.measures import choose_pairs
 from training.reporting.page import examine, read_clip, write_page
 from video_distilled_encoder.errors import command
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="of the video that are read (%(default)s)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second that are read (%(default)s)")
     parser.add_argument("--short-side", type=int, default=240, help="pixels that frames are encoded at (%(default)s)")
-    parser.add_argument("--device", help="cpu or cuda (cpu)")
+    parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of a random model (%(default)s)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")
     args = parser.parse_args()

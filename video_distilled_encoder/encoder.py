@@ -79,9 +79,7 @@ class Encoder(nn.Module):
             name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
         backbone, config = model_directory.read(directory)
-        card = directory / model_directory.CARD
-        text = card.read_text(encoding="utf-8") if card.is_file() else None
-        encoder = cls(backbone, config, text).to(dtype=dtype).eval()
+        encoder = cls(backbone, config, model_directory.read_card(directory)).to(dtype=dtype).eval()
         try:
             return encoder.to(device=device)
         except (RuntimeError, AssertionError) as error:
@@ -226,23 +224,41 @@ class Encoder(nn.Module):
         commit_message: str = "Upload encoder",
         dtype: torch.dtype | None = None,
     ) -> str:
-        """Upload the model directory to the Hub as `owner/name` in one commit; returns the commit's address."""
-        api = HfApi(token=token)
+        """Upload the model directory to the Hub as `owner/name` in one commit; returns the commit's address.
+
+        Raises:
+            InputError: the encoder cannot be saved, or the Hub is out of reach or does not take it.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "model", dtype=dtype)
-            repository = api.create_repo(name, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=repository,
-                folder_path=Path(folder) / "model",
-                revision=revision,
-                commit_message=commit_message,
-            )
+            try:
+                api = HfApi(token=token)
+                repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+                commit = api.upload_folder(
+                    repo_id=repository,
+                    folder_path=Path(folder) / "model",
+                    revision=revision,
+                    commit_message=commit_message,
+                )
+            except Exception as error:  # huggingface_hub's, and those of whatever library it asks the network by
+                raise InputError(
+                    f"the encoder cannot be uploaded to {name} on the Hub: {first_line(error)}; be connected, and "
+                    "logged in (`hf auth login`) as one who may write there"
+                ) from error
         return str(commit.commit_url)
 
     def _flatten(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """(..., 3, H, W) -> (B, 3, H, W) and the leading dimensions."""
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+            got = getattr(pixel_values, "dtype", "no array")
+            raise InputError(
+                f"pixel_values are a floating-point tensor of normalised pixels, got {type(pixel_values).__name__} "
+                f"({got}); encode() takes images of any form"
+            )
         if pixel_values.ndim < 4 or pixel_values.shape[-3] != 3:
             raise InputError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        if 0 in pixel_values.shape:
+            raise InputError(f"pixel_values hold no image: their shape is {tuple(pixel_values.shape)}")
         check_size((pixel_values.shape[-2], pixel_values.shape[-1]), self.patch_size)
         if pixel_values.ndim == 4:
             return pixel_values, tuple(pixel_values.shape[:1])

@@ -70,6 +70,11 @@ def find_model(
     except HFValidationError as error:
         raise InputError(f"{name} is neither a directory nor a valid Hub name: {error}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if hasattr(error, "snapshot_path"):  # of newer versions, which know what a snapshot should hold
+            raise InputError(
+                f"{name}{at} is in the Hub cache in part only: its download was interrupted; connect, and fetch it "
+                "again, as by `hf download`"
+            ) from error
         raise InputError(
             f"{name}{at} is neither a local directory nor in the Hub cache, and the Hub is out of reach or offline "
             "mode is on; connect, or fetch it beforehand with `hf download`"

@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, first_line
 
 _BACKBONE_ARGUMENTS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"}
 
@@ -60,10 +60,17 @@ class ModelConfig:
             **overrides: arguments of timm's VisionTransformer that go before those of `model_args`.
 
         Raises:
-            InputError: the architecture is not a plain ViT (one class token, no registers).
+            InputError: the architecture is not a plain ViT (one class token, no registers), or timm does not build it
+                with these arguments.
         """
         arguments = {**self.model_args, "dynamic_img_size": True, **overrides, "num_classes": 0}
-        backbone = timm.create_model(self.architecture, pretrained=False, **arguments)
+        try:
+            backbone = timm.create_model(self.architecture, pretrained=False, **arguments)
+        except Exception as error:  # wrong arguments fail in their own ways, as by a ZeroDivisionError
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(
+                f"timm cannot build {self.architecture} with model_args {dict(self.model_args)} ({reason}); mend them"
+            ) from error
         if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
             raise InputError(f"{self.architecture} is not a plain vision transformer (a class token, no registers)")
         return backbone

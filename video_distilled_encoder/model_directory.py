@@ -13,9 +13,11 @@ README.md                        the model card
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, warn
 from video_distilled_encoder.files import atomic_directory, read_tensors, sha256, write_json
 from video_distilled_encoder.model_config import ModelConfig
 
@@ -33,6 +35,10 @@ TRANSFORMERS_WEIGHTS = "model_transformers.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 CHECKSUMS = "SHA256SUMS"
 CARD = "README.md"
+
+_CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of what it wraps."""
 
 # timm's module -> transformers' module; the attention's qkv is split and the layer scales are handled apart.
 _TRANSFORMERS_MODULES = {
@@ -55,12 +61,12 @@ def read(directory: Path) -> tuple[VisionTransformer, ModelConfig]:
     """
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise InputError(f"{directory} has no {name}; a model directory holds {CONFIG} and {WEIGHTS}")
+            raise InputError(f"{directory} has no {name}; {_why_incomplete(directory)}")
     _verify(directory, (CONFIG, WEIGHTS))
     try:
         config = ModelConfig.from_json(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
         backbone = config.build_backbone()
-    except (InputError, ValueError, TypeError, AttributeError) as error:
+    except (InputError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{directory / CONFIG} is not a model's configuration: {error}") from error
     try:
         state = read_tensors(directory / WEIGHTS)
@@ -91,9 +97,14 @@ def write(
             loads in timm and in `Encoder.from_pretrained`.
 
     Raises:
-        InputError: the backbone has tensors that transformers' Dinov2Model has not, or the place cannot be written.
+        InputError: the backbone is not what `config` describes, is sharded or has LoRA layers, has tensors that
+            transformers' Dinov2Model has not, or the place cannot be written.
     """
-    state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in backbone.state_dict().items()}
+    backbone = _plain(backbone, config)
+    state = {
+        name.replace(_COMPILED, ""): tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in backbone.state_dict().items()
+    }
     files = {CONFIG: config.timm_json(backbone)}
     weights = {WEIGHTS: state}
     if transformers:
@@ -164,6 +175,67 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _plain(backbone: nn.Module, config: ModelConfig) -> VisionTransformer:
+    """Return a backbone without torch.compile's wrapper, if it is what a configuration describes.
+
+    Raises:
+        InputError: it is not.
+    """
+    plain = getattr(backbone, _COMPILED.removesuffix("."), backbone)
+    state = plain.state_dict()
+    if any(hasattr(tensor, "full_tensor") for tensor in state.values()):  # a DTensor
+        raise InputError(
+            "the encoder is sharded (FSDP2); gather its weights on one process, by get_model_state_dict of "
+            "torch.distributed.checkpoint with full_state_dict=True, load them into an unsharded encoder and save that"
+        )
+    if any(".lora_" in name or ".base_layer." in name for name in state):
+        raise InputError(
+            "the encoder has LoRA layers; merge them, by peft's merge_and_unload(), and save what it gives"
+        )
+    if not isinstance(plain, VisionTransformer):
+        raise InputError(
+            f"the backbone is a {type(plain).__name__}; take timm's VisionTransformer out of it to save it"
+        )
+    with torch.device("meta"):
+        described = config.build_backbone()
+    here, there = _facts(plain), _facts(described)
+    if different := [name for name in {**there, **here} if here.get(name) != there.get(name)]:
+        name = different[0]
+        raise InputError(
+            f"the backbone is not the {config.architecture} of its configuration: {name} is {here.get(name)}, not "
+            f"{there.get(name)}; give Encoder(backbone, config) the ModelConfig that it was built with"
+        )
+    return plain
+
+
+def _facts(backbone: VisionTransformer) -> dict[str, object]:
+    """Return what makes a backbone's features besides the values of its weights."""
+    blocks: Any = backbone.blocks
+    return {
+        **{name.replace(_COMPILED, ""): tuple(tensor.shape) for name, tensor in backbone.state_dict().items()},
+        "the number of heads": [_part(block, "attn.num_heads") for block in blocks],
+        "eps of the norms": [_part(block, "norm1.eps") for block in blocks],
+        "the activation": [type(_part(block, "mlp.act")).__name__ for block in blocks],
+    }
+
+
+def _part(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
+def _why_incomplete(directory: Path) -> str:
+    """Say why a directory may lack a file."""
+    # Where huggingface_hub keeps the beginnings of files: in its cache, and in a directory of the user's.
+    beginnings = (directory.parent.parent / "blobs", directory / ".cache" / "huggingface" / "download")
+    if any(any(folder.glob("**/*.incomplete")) for folder in beginnings):
+        return "its download was interrupted: fetch it again, as by `hf download`"
+    if directory.parent.name == "snapshots":
+        return "it was downloaded in part, or is no model of this kind: fetch it again, as by `hf download`"
+    return f"a model directory holds {CONFIG} and {WEIGHTS}"
+
+
 def _verify(directory: Path, names: tuple[str, ...]) -> None:
     """Compare files with their checksums; a directory without SHA256SUMS, another project's, only brings a warning."""
     if not (directory / CHECKSUMS).is_file():
@@ -178,12 +250,36 @@ def _verify(directory: Path, names: tuple[str, ...]) -> None:
 
 
 def read_checksums(directory: Path) -> dict[str, str]:
-    """Return what a directory's SHA256SUMS says, by file name."""
+    """Return what a directory's SHA256SUMS says, by file name, as `sha256sum` writes it in either of its modes.
+
+    Raises:
+        InputError: it is not text, or a line is none of a digest and a name.
+    """
+    path = directory / CHECKSUMS
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 ({error}); write it anew with sha256sum") from error
     sums: dict[str, str] = {}
-    for line in (directory / CHECKSUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        sums[name] = digest
+    for line in filter(str.strip, lines):
+        found = _CHECKSUM.fullmatch(line)
+        if found is None:
+            raise InputError(f"{path} has a line that is no SHA-256 and a file's name: {line!r}; write it anew")
+        sums[found[2]] = found[1].lower()
     return sums
+
+
+def read_card(directory: Path) -> str | None:
+    """Return the text of a directory's model card; one that is not UTF-8 is read as Latin-1, and said so."""
+    path = directory / CARD
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        warn(f"{path} is not text in UTF-8; its letters are read as Latin-1")
+        return content.decode("latin-1")
 
 
 def weights_sha256(directory: Path) -> str:

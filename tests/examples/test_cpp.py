@@ -42,12 +42,11 @@ def run(*command):
 
 
 @pytest.fixture(scope="module")
-def configure(tmp_path_factory):
+def configure(tmp_path_factory, need_compiler):
     """Configure the project anew; returns the build folder and what CMake said."""
     if not shutil.which("cmake"):
         pytest.skip("cmake is not installed")
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
-        pytest.skip("there is no C++ compiler")
+    need_compiler()
 
     def configure(*options):
         build = tmp_path_factory.mktemp("build")

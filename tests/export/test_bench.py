@@ -307,7 +307,7 @@ def test_transformers_pixels_are_those_of_its_own_processor(tiny_directory, monk
         (["--size", "100"], "height 100 is not a multiple of the patch size 16; nearest: 96 and 112"),
         (["--batch", "0"], "--batch, --threads and --rounds are 1 or more"),
         (["--seconds", "nan"], "--seconds more than 0"),
-        (["--device", "cuda:7"], "none of the CUDA GPUs here"),
+        (["--device", "cuda:99"], "none of the CUDA GPUs here"),
         (["--device", "gpu"], "none of the CUDA GPUs here"),
         (["--against", "timm:vit_nothing"], "timm has no model 'vit_nothing'"),
         (["--against", "vit_tiny"], "--against takes timm:NAME and transformers:DIR_OR_ID, got 'vit_tiny'"),

@@ -1,4 +1,5 @@
 import gc
+import weakref
 
 import pytest
 import torch
@@ -6,12 +7,19 @@ import torch
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, cuda_device
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+@pytest.fixture
+def device(request):
+    """The GPU, or the CPU behind the face of one."""
+    if torch.cuda.is_available():
+        return "cuda:0"
+    request.getfixturevalue("fake_cuda")
+    return "cpu"
 
 
 @pytest.fixture
-def graphs():
-    weight = torch.randn(64, 64, device="cuda:0")
+def graphs(device):
+    weight = torch.randn(64, 64, device=device)
     calls = []
 
     def function(inputs):
@@ -26,27 +34,25 @@ def check(outputs, inputs, weight):
         assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
-@needs_gpu
-def test_each_shape_is_recorded_once_and_replayed_with_new_values(graphs):
+def test_each_shape_is_recorded_once_and_replayed_with_new_values(graphs, device):
     replay, weight, calls = graphs
     for count in (1, 5, 1, 5, 3):
-        inputs = torch.randn(count, 64, device="cuda:0")
+        inputs = torch.randn(count, 64, device=device)
         check(replay(inputs), inputs, weight)
     recorded = len(calls)
     for count in (1, 3, 5):
-        replay(torch.randn(count, 64, device="cuda:0"))
+        replay(torch.randn(count, 64, device=device))
     assert len(calls) == recorded
 
 
-@needs_gpu
-def test_streams_wait_for_one_another(graphs):
+def test_streams_wait_for_one_another(graphs, device):
     replay, weight, _ = graphs
     streams = [torch.cuda.Stream() for _ in range(4)]
     kept = []
     torch.cuda.synchronize()
     for number in range(100):
         with torch.cuda.stream(streams[number % 4]):
-            inputs = torch.full((256, 64), float(number) / 100, device="cuda:0")
+            inputs = torch.full((256, 64), float(number) / 100, device=device)
             product, exponential = replay(inputs)
             torch.cuda._sleep(100_000)  # the next call must not write over what is still to be read
             kept.append((inputs, product.clone(), exponential.clone()))
@@ -55,22 +61,44 @@ def test_streams_wait_for_one_another(graphs):
         check(outputs, inputs, weight)
 
 
-@needs_gpu
-def test_more_shapes_than_are_kept_leave_the_results_right(graphs):
+def test_a_stream_waits_for_the_one_before_it(fake_cuda):
+    replay = CudaGraphs(lambda inputs: [inputs + 1])
+    one, other = fake_cuda.Stream(), fake_cuda.Stream()
+    for stream in (one, one, other, one):
+        with torch.cuda.stream(stream):
+            replay(torch.zeros(1))
+    recording = one.waited.pop(0)  # made on a stream of its own, which waited for the first call's
+    assert recording.waited == [one]
+    assert (one.waited, other.waited) == ([other], [one])
+
+
+def test_a_recording_is_what_was_done_and_outputs_are_good_until_the_next_call(fake_cuda):
+    runs = []
+    replay = CudaGraphs(lambda inputs: runs.append(1) or [inputs.sum(0, keepdim=True) * 2])
+    first = replay(torch.ones(3))[0]
+    assert first.item() == 6
+    assert len(runs) == 4  # three to warm up, one recorded
+    assert replay(torch.full((3,), 2.0))[0] is first
+    assert first.item() == 12
+    assert len(runs) == 4
+
+
+def test_more_shapes_than_are_kept_leave_the_results_right(graphs, device):
     replay, weight, _ = graphs
     for count in [*range(1, 12), 1, 2, 3]:
-        inputs = torch.randn(count, 64, device="cuda:0")
+        inputs = torch.randn(count, 64, device=device)
         check(replay(inputs), inputs, weight)
 
 
-@needs_gpu
-def test_its_memory_goes_with_it_without_the_garbage_collector():
+def test_its_memory_goes_with_it_without_the_garbage_collector(device):
     gc.disable()
     try:
         before = torch.cuda.memory_allocated()
         other = CudaGraphs(lambda inputs: [inputs + 1])
-        other(torch.zeros(1 << 20, device="cuda:0"))
+        output = weakref.ref(other(torch.zeros(1 << 20, device=device))[0])
+        assert output() is not None
         del other
+        assert output() is None
         assert torch.cuda.memory_allocated() == before
     finally:
         gc.enable()
@@ -82,7 +110,6 @@ def test_what_is_no_gpu_is_refused(name):
         cuda_device(name)
 
 
-@needs_gpu
-def test_a_gpu_gets_its_number():
+def test_a_gpu_gets_its_number(device):
     assert cuda_device("cuda") == torch.device("cuda", torch.cuda.current_device())
     assert cuda_device("cuda:0") == torch.device("cuda", 0)

@@ -340,6 +340,11 @@ def test_a_size_that_does_not_fit_names_the_nearest(tiny):
         tiny.encode(torch.zeros(3, 64, 64), size=(224, 250))
     with pytest.raises(InputError, match=r"must be \(B, 3, H, W\)"):
         tiny(torch.zeros(3, 96, 96))
+    for pixels in (np.zeros((1, 3, 96, 96), np.float32), torch.zeros(1, 3, 96, 96, dtype=torch.uint8), "a.jpg"):
+        with pytest.raises(InputError, match=r"are a floating-point tensor .* encode.. takes images of any form"):
+            tiny(pixels)
+    with pytest.raises(InputError, match=r"hold no image: their shape is \(0, 3, 96, 96\)"):
+        tiny(torch.zeros(0, 3, 96, 96))
     with pytest.raises(InputError, match="blocks 0 to 5"):
         tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[6])
     with pytest.raises(InputError, match="crop_mode"):
@@ -357,10 +362,8 @@ def test_the_core_imports_nothing_heavier():
 
 
 def test_a_missing_device_is_one_sentence(tiny_directory):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(InputError, match="cannot be put on the device 'cuda' here"):
-        Encoder.from_pretrained(tiny_directory, device="cuda")
+    with pytest.raises(InputError, match="cannot be put on the device 'cuda:99' here"):
+        Encoder.from_pretrained(tiny_directory, device="cuda:99")
 
 
 def test_loaded_weights_belong_to_the_process(tiny, photograph, tmp_path):

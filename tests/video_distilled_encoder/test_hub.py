@@ -1,4 +1,5 @@
 import inspect
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -110,3 +111,28 @@ def test_push_to_hub_uploads_a_whole_model_directory(tiny, tmp_path, monkeypatch
     assert (sent["token"], sent["private"]) == ("secret", True)
     again = Encoder.from_pretrained(sent["folder"])
     assert torch.equal(again.backbone.pos_embed, tiny.backbone.pos_embed)
+
+
+def test_no_test_asks_the_network():
+    assert os.environ["HF_HUB_OFFLINE"] != "1" or huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("name", [NAME, "no name at all", ""])
+def test_what_the_hub_does_not_take_is_one_sentence(shallow_directory, monkeypatch, name):
+    shallow = Encoder.from_pretrained(shallow_directory)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=f"the encoder cannot be uploaded to {name} on the Hub: ") as error:
+        shallow.push_to_hub(name, token="hf_none")
+    assert "\n" not in str(error.value)
+
+
+def test_a_snapshot_in_part_says_so(tmp_path, monkeypatch):
+    class InPartError(huggingface_hub.errors.LocalEntryNotFoundError):
+        snapshot_path = "somewhere"
+
+    def snapshot_download(*_, **__):
+        raise InPartError("some files are missing")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match="owner/encoder is in the Hub cache in part only: its download was interrup"):
+        hub.find_model(NAME)

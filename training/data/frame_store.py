@@ -120,13 +120,12 @@ class FrameStore:
             self.source: str = meta["source"]
             self.times = np.asarray(meta["times"], dtype=np.float64)
             self.size: tuple[int, int] = tuple(meta["size"])
-            cuts = meta["cuts"]
+            self.shots = np.zeros(len(self.times), dtype=np.int64)
+            self.shots[meta["cuts"]] = 1
             if (np.diff(self.times) < 0).any():
                 raise ValueError("its times go back")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
-        self.shots = np.zeros(len(self.times), dtype=np.int64)
-        self.shots[cuts] = 1
         self.shots = np.cumsum(self.shots)
         # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
         self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a command takes that trains and measures."""
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
     parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
-    parser.add_argument("--device", help="to measure on: cpu or cuda (cpu)")
+    parser.add_argument("--device", help="to measure on: cpu or cuda (cuda where there is one)")
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
 
 

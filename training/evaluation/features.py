@@ -1,19 +1,13 @@
-"""Features of many images, extracted once: a cache on disk, by the content of the images and of the model.
+"""Features of many images, extracted once and kept in the cache, by the content of the images and of the model.
 
-A cache entry is a folder `KEY/` with `cls.npy` (n, C) and `grid.npy` (n, h, w, C), both float16, which are mapped into
-memory and not read as a whole. After each new entry the ones used longest ago are deleted until 20 GiB are left.
+An entry holds `cls.npy` (n, C) and `grid.npy` (n, h, w, C), which are mapped into memory and not read as a whole. They
+are float16, or float32 where a model, as one without a final norm, has features too large for float16.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
-import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,18 +17,13 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
-from training.common.cache import cache_root
+from training.evaluation.cache import cached
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_directory, sha256
+from video_distilled_encoder.files import sha256
 from video_distilled_encoder.preprocessing import open_image
 
 BATCH = 8
-CACHE_BYTES = 20 * 2**30
-IN_USE = 3600
-"""Seconds for which an entry stays after it was used or written to, however full the cache is."""
-_ENTRY = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\.\w+")
-"""An entry's name, or that of one whose writing was killed: the folder may hold files of the user's."""
 
 Picture = Path | np.ndarray
 """An image file, or (H, W, 3) uint8 RGB pixels."""
@@ -44,14 +33,9 @@ class Features(NamedTuple):
     """Features of n images of one size, mapped from disk."""
 
     cls: Tensor
-    """(n, C) float16."""
+    """(n, C) float16, or float32 if they are too large."""
     grid: Tensor
-    """(n, h, w, C) float16."""
-
-
-def default_cache() -> Path:
-    """Return the folder of cached features."""
-    return cache_root() / "features"
+    """(n, h, w, C), likewise."""
 
 
 def extract(
@@ -76,11 +60,12 @@ def extract(
         desc: what the progress bar says.
 
     Raises:
-        InputError: there are no images, one cannot be read, or the cache cannot be written.
+        InputError: there are no images, one cannot be read or has features that are not finite, or the cache cannot be
+            written.
     """
     if not images:
         raise InputError("there are no images to encode")
-    what = {"model": model.description, "size": size, "layers": layers, "crop_mode": crop_mode}
+    what = {**model.identity, "size": size, "layers": layers, "crop_mode": crop_mode}
 
     def write(folder: Path) -> None:
         _write(folder, model, images, size, layers, crop_mode, desc)
@@ -88,41 +73,16 @@ def extract(
     return Features(*cached(cache, what, map(_content, images), Features._fields, write))
 
 
-def cached(
-    cache: Path,
-    what: Mapping[str, object],
-    contents: Iterable[str],
-    names: Sequence[str],
-    write: Callable[[Path], None],
-) -> list[Tensor]:
-    """Return arrays from the cache, or write them into it first.
-
-    Args:
-        cache: folder of the entries.
-        what: says how the arrays are made; JSON.
-        contents: hashes of what they are made of.
-        names: of the arrays.
-        write: writes each as NAME.npy into a folder.
-
-    Returns:
-        The arrays, mapped from disk.
+def compact(features: Tensor) -> Tensor:
+    """Return features as they are kept: on the CPU, in float16 if it holds numbers as large, else in float32.
 
     Raises:
-        InputError: the cache cannot be written.
+        InputError: they are not finite.
     """
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for content in contents:
-        digest.update(content.encode())
-    entry = cache / digest.hexdigest()[:32]
-    files = [entry / f"{name}.npy" for name in names]
-    if not all(file.is_file() for file in files):
-        with atomic_directory(entry) as staging:
-            write(staging)
-        _make_room(cache)
-    with suppress(OSError):  # a cache that may only be read is still a cache
-        os.utime(entry)
-    # Mapped copy-on-write, since torch has no read-only tensors.
-    return [torch.from_numpy(np.load(file, mmap_mode="c")) for file in files]
+    largest = features.abs().max()
+    if not largest.isfinite():
+        raise InputError("the model has features that are not finite numbers; choose another, or mend its weights")
+    return features.cpu().half() if largest <= torch.finfo(torch.float16).max else features.cpu()
 
 
 def _write(
@@ -139,29 +99,25 @@ def _write(
     for start in starts:
         batch = [open_image(i) if isinstance(i, Path) else i for i in images[start : start + BATCH]]
         found = model.encode(batch, size, layers=layers, crop_mode=crop_mode)
-        arrays = {"cls": found.cls, "grid": found.grid.movedim(1, -1)}
-        for name, tensor in arrays.items():
-            array = tensor.half().cpu().numpy()
+        for name, tensor in {"cls": found.cls, "grid": found.grid.movedim(1, -1)}.items():
+            array = compact(tensor).numpy()
             if name not in files:
-                shape = (len(images), *array.shape[1:])
-                files[name] = open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+                files[name] = _open(folder / f"{name}.npy", (len(images), *array.shape[1:]), array.dtype)
+            elif array.dtype.itemsize > files[name].itemsize:
+                files[name] = _widened(folder / f"{name}.npy", files[name], array.dtype)
             files[name][start : start + len(array)] = array
 
 
-def _make_room(cache: Path) -> None:
-    """Delete the entries used longest ago until the cache holds `CACHE_BYTES`, except those in use."""
-    entries = []
-    for folder in (path for path in cache.iterdir() if path.is_dir() and _ENTRY.fullmatch(path.name)):
-        with suppress(FileNotFoundError):  # another process made room first
-            files = [file.stat() for file in folder.iterdir()]
-            used = max(stat.st_mtime for stat in (folder.stat(), *files))
-            entries.append((used, sum(stat.st_size for stat in files), folder))
-    excess = sum(size for _, size, _ in entries) - CACHE_BYTES
-    for used, size, folder in sorted(entries):
-        if excess <= 0 or time.time() - used < IN_USE:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        excess -= size
+def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _widened(path: Path, narrow: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Replace the file of an array by one of a wider type, which holds the same so far."""
+    wide = _open(path.with_suffix(".wide"), narrow.shape, dtype)
+    wide[:] = narrow
+    path.with_suffix(".wide").replace(path)
+    return wide
 
 
 def _content(image: Picture) -> str:

@@ -15,8 +15,8 @@ import torch
 
 from training.common.commands import command_parser
 from training.common.yaml_files import find_file
+from training.evaluation.cache import default_cache
 from training.evaluation.data.fingerprint import fingerprint
-from training.evaluation.features import default_cache
 from training.evaluation.finetune.presets import PRESETS, preset_names
 from training.evaluation.protocols import protocols
 from training.evaluation.statistics import comparison
@@ -45,7 +45,7 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
         "model": model.description,
         "arguments": {name: value.name if isinstance(value, Path) else value for name, value in arguments.items()},
         "seed": args.seed,
-        "preprocessing": {name: getattr(model.config, name) for name in ("mean", "std", "interpolation", "crop_pct")},
+        "preprocessing": model.preprocessing,
         "fingerprint": _fingerprints(args, arguments),
     }
     if args.reuse and (found := _known(args.out, asked)):
@@ -54,6 +54,7 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
     result = {
         **asked,
         **protocols()[args.protocol].evaluate(model, args),
+        "device": model.device.type,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }
     if args.out:
@@ -100,9 +101,14 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         protocol.add_argument(
             "--reuse", action="store_true", help="measure nothing if --out is of these data, model and options"
         )
-        protocol.add_argument("--device", help="cpu or cuda (cpu)")
+        protocol.add_argument("--device", help="cpu or cuda (cuda where there is one)")
         protocol.add_argument("--seed", type=int, default=0, help="of a random model and of training (%(default)s)")
-        protocol.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")
+        protocol.add_argument(
+            "--cache",
+            type=Path,
+            default=default_cache(),
+            help="folder of features and trained weights (%(default)s)",
+        )
         module.add_arguments(protocol)
     table = choices.add_parser(
         "compare",

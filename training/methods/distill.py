@@ -119,7 +119,7 @@ class Method(BaseMethod):
         self.objective, self.patch, self.config = objective, spec.patch, spec.config
         backbone = build(True)
         with torch.random.fork_rng(devices=[]):  # whatever the teacher is, the student's weights are the same
-            self.teacher = load_model(objective.teacher)
+            self.teacher = load_model(objective.teacher, device="cpu")
         side = spec.views.global_size
         with torch.no_grad():
             seen = self.teach(torch.zeros(1, 3, side, side))

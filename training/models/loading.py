@@ -35,7 +35,7 @@ from training.models.in_openvino import OpenVinoModel
 from training.models.model import Model
 from training.models.packaged import build_packaged
 from video_distilled_encoder import Encoder, ModelConfig, Runtime, load_runtime, model_directory
-from video_distilled_encoder.errors import InputError, import_extra
+from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.model_directory import CONFIG
 
@@ -97,8 +97,10 @@ class TimmModel(Model):
         prefix = getattr(self.network, "num_prefix_tokens", 0)
         if prefix:
             found = self.network.forward_intermediates(pixels, return_prefix_tokens=True, **options)
-            cls = torch.cat([tokens[:, 0] for _, tokens in found], dim=1)
-            return cls, torch.cat([grid for grid, _ in found], dim=1)
+            grid = torch.cat([grid for grid, _ in found], dim=1)
+            if getattr(self.network, "cls_token", None) is None:  # they are registers alone
+                return grid.mean((2, 3)), grid
+            return torch.cat([tokens[:, 0] for _, tokens in found], dim=1), grid
         found = self.network.forward_intermediates(pixels, **options)
         if self.levels:
             found = [F.pixel_unshuffle(grid, fold) for grid, fold in zip(found, self.folds, strict=True)]
@@ -109,19 +111,26 @@ class TimmModel(Model):
 
 
 class TransformersModel(Model):
-    """A vision model of transformers whose output is a sequence of patch tokens, after a class token if it has one."""
+    """A vision model of transformers whose output is a sequence of tokens, among them those of the patches in order.
+
+    Where they stand is asked of the network, for class tokens and registers stand before or behind them: of the tokens
+    that enter its first block, those of the patches alone depend on their patch alone.
+    """
 
     def __init__(self, network: nn.Module, config: ModelConfig, description: dict[str, object], device: str) -> None:
         settings: Any = network.config
         if not isinstance(getattr(settings, "patch_size", None), int):
             raise InputError(f"transformers' {description['name']} is not a vision transformer: it has no patch_size")
         super().__init__(description, settings.patch_size, config, device)
-        self.network: Any = network.to(device).eval()
+        self.network: Any = network.to(device, torch.float32).eval()
         accepted = inspect.signature(self.network.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+        self._first_patch: dict[tuple[int, int], int] = {}
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        output = self.network(pixels, output_hidden_states=layers > 1, **self.options)
+        height, width = (side // self.patch_size for side in pixels.shape[-2:])
+        first = self._find_patches(height, width)
+        output = self._run(pixels, layers > 1)
         found = [output.last_hidden_state]
         if layers > 1:
             norm = getattr(self.network, "layernorm", None) or getattr(self.network, "norm", None)
@@ -129,10 +138,53 @@ class TransformersModel(Model):
                 raise InputError(f"transformers' {self.description['name']} has no final norm; use one layer")
             found = [norm(state) for state in output.hidden_states[-layers:]]
         tokens = torch.cat(found, dim=-1)
-        height, width = (side // self.patch_size for side in pixels.shape[-2:])
-        prefix = tokens.shape[1] - height * width
-        patches = tokens[:, prefix:]
-        return tokens[:, 0] if prefix else patches.mean(1), patches.mT.unflatten(2, (height, width))
+        patches = tokens[:, first : first + height * width]
+        return tokens[:, 0] if first else patches.mean(1), patches.mT.unflatten(2, (height, width))
+
+    def _find_patches(self, height: int, width: int) -> int:
+        """Return the place of the first patch's token in the sequence; the others follow row by row.
+
+        Raises:
+            InputError: the tokens of the patches do not stand so.
+        """
+        if (height, width) not in self._first_patch:
+            places = {0, min(1, height * width - 1), height * width - 1}
+            images = torch.zeros(1 + len(places), 3, height * self.patch_size, width * self.patch_size)
+            for image, place in zip(images[1:], sorted(places), strict=True):
+                row, column = (number * self.patch_size for number in divmod(place, width))
+                image[:, row : row + self.patch_size, column : column + self.patch_size] = 1
+            output = self._run(images.to(self.device), True)
+            plain, *changed = output.hidden_states[0]
+            found = [_only_place(tokens - plain) for tokens in changed]
+            first = found[0]
+            if found != [first + place for place in sorted(places)] or output.last_hidden_state.shape[1] != len(plain):
+                raise InputError(
+                    f"transformers' {self.description['name']} does not give a token for each patch of an image of "
+                    f"{height} x {width} patches, row by row; choose another model"
+                )
+            self._first_patch[height, width] = first
+        return self._first_patch[height, width]
+
+    def _run(self, pixels: Tensor, every_block: bool) -> Any:
+        """Return what the network gives.
+
+        Raises:
+            InputError: it does not take images of this size.
+        """
+        try:
+            return self.network(pixels, output_hidden_states=every_block, **self.options)
+        except (ValueError, RuntimeError) as error:
+            size = " x ".join(map(str, pixels.shape[-2:]))
+            raise InputError(
+                f"transformers' {self.description['name']} takes no image of {size} pixels: {first_line(error)}"
+            ) from error
+
+
+def _only_place(difference: Tensor) -> int:
+    """Return the place of the only token of (n, C) that is not 0; -1 if there are several or none."""
+    size = difference.float().norm(dim=-1)
+    places = (size > 1e-3 * size.max()).nonzero()[:, 0].tolist()
+    return places[0] if len(places) == 1 else -1
 
 
 class Pixels(Model):
@@ -161,15 +213,24 @@ class Constant(Model):
 def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     """Load what `--model` names, see above.
 
+    Args:
+        name: of the model.
+        device: where it computes; by default CUDA where there is one, and of an export what it was made for.
+        seed: of random weights.
+
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model or no such device.
     """
-    device = device or "cpu"
+    if Path(name).is_file():
+        return load_export(Path(name), device)
+    if name.startswith("openvino:"):
+        converted = OpenVinoModel(load_model(name.partition(":")[2], device="cpu", seed=seed))
+        converted.to(torch.device(choose_device(device or "cpu")))
+        return converted
+    device = choose_device(device)
     if name in ("pixels", "constant"):
         return {"pixels": Pixels, "constant": Constant}[name](device)
     source, _, rest = name.partition(":")
-    if source == "openvino":
-        return OpenVinoModel(load_model(rest, device="cpu", seed=seed))
     if source == "random":
         torch.manual_seed(seed)
         config = ModelConfig(architecture=rest) if rest else ModelConfig()
@@ -179,8 +240,6 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
         return load_timm(rest, device, source)
     if source == "transformers":
         return load_transformers(rest, device)
-    if Path(name).is_file():
-        return load_export(Path(name), device)
     directory = find_model(name)
     if _is_transformers_only(directory):
         return load_transformers(str(directory), device)
@@ -190,18 +249,29 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     return model
 
 
+def choose_device(name: str | None) -> str:
+    """Return a device that is here: CUDA where there is one, else the CPU, if none is named.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"there is no device {name!r} here ({first_line(error)}); give cpu or cuda") from error
+    return name
+
+
 def _licence_in(directory: Path) -> str | None:
     """Return what the front matter of a model card names as its licence."""
-    card = directory / "README.md"
-    if not card.is_file():
-        return None
-    found = re.search(
-        r"\A---\n.*?^license: *(\S+)$.*?^---$", card.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    card = model_directory.read_card(directory) or ""
+    found = re.search(r"\A---\n.*?^license: *(\S+)$.*?^---$", card, re.DOTALL | re.MULTILINE)
     return found and found[1]
 
 
-def load_export(path: Path, device: str) -> ExportModel:
+def load_export(path: Path, device: str | None) -> ExportModel:
     """Load what vde-export wrote, in its runtime."""
     runtime = load_runtime(path, device)
     artefact = runtime.artefact

@@ -31,6 +31,20 @@ class Model(ABC):
         self.config = config
         self.device = torch.device(device)
 
+    @property
+    def preprocessing(self) -> dict[str, object]:
+        """How images become its input."""
+        return {name: getattr(self.config, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that its features depend on besides the images: what it is, and how they become its input."""
+        return {"model": self.description, "preprocessing": self.preprocessing}
+
+    def resizing(self, crop_mode: str = "squash") -> str:
+        """Return in words how images come to the size of its input."""
+        return f"{crop_mode}, {self.config.interpolation} with antialiasing"
+
     def nearest_size(self, height: float, width: float) -> tuple[int, int]:
         """Return the (height, width) in whole patches nearest to a size in pixels."""
         side = self.patch_size

@@ -21,6 +21,7 @@ from training.methods import load_method
 from training.methods.method import Objective, Spec
 from training.models.backbone import BackboneConfig
 from training.nn.optimizer import OptimizerConfig
+from training.recipes import number_lists
 from video_distilled_encoder.errors import InputError, import_extra
 
 RECIPES = Path(__file__).parent
@@ -152,6 +153,9 @@ def parse_settings(
     paths = [find_file(name, RECIPES, "recipe") for name in choice.parse_known_args(argv)[0].recipe]
     content = _merge([_read_layer(path) for path in paths])
     sections = _sections(content["method"])
+    lists = number_lists.settings(sections)
+    number_lists.check(content, lists)
+    argv = number_lists.on_command_line(argv, lists)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     with TemporaryDirectory() as folder:
         merged = Path(folder) / "merged.yaml"
@@ -165,7 +169,7 @@ def parse_settings(
         parser.add_argument("--method", help="set by the recipe")
         for name, config in sections.items():
             parser.add_class_arguments(config, name)
-        settings = parser.parse_args(list(argv))
+        settings = parser.parse_args(argv)
     built = parser.instantiate(settings)
     return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
 

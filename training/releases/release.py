@@ -98,7 +98,10 @@ def show(
     subjects = [Subject(weights.name, str(weights))]
     subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
     measure_all(release.measures, subjects, evaluation, results, device)
-    models = {"these weights": load_model(str(weights)), "random weights": load_model("random")}
+    models = {
+        "these weights": load_model(str(weights), device=device),
+        "random weights": load_model("random", device=device),
+    }
     draw_pca_sheet(models, [evaluation / image for image in release.pictures], picture)
 
 

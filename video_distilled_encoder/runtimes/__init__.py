@@ -22,12 +22,13 @@ RUNTIMES = {
 """The module of this package that runs each format."""
 
 
-def load_runtime(path: str | Path, device: str = "cpu", *, threads: int | None = None) -> Runtime:
+def load_runtime(path: str | Path, device: str | None = None, *, threads: int | None = None) -> Runtime:
     """Load what `vde-export` wrote, in the runtime it was written for.
 
     Args:
         path: the exported file; its JSON lies beside it.
         device: "cpu", "cuda" or "cuda:1" ("gpu" for OpenVINO on Intel graphics); the runtime runs there or not at all.
+            By default what the export was made for: CUDA for TensorRT and for AOTInductor's code for it, else the CPU.
         threads: of the CPU; the runtime's own choice by default.
 
     Raises:
@@ -37,4 +38,4 @@ def load_runtime(path: str | Path, device: str = "cpu", *, threads: int | None =
     path = Path(path)
     artefact = Artefact.read(path)
     module = importlib.import_module(f"{__name__}.{RUNTIMES[artefact.format]}")
-    return Runtime(artefact, module.open_session(path, artefact, device, threads))
+    return Runtime(artefact, module.open_session(path, artefact, device or artefact.device or "cpu", threads))

@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +30,13 @@ LAYER = "layer_"
 """Beginning of the name of a block's output; its number, counted from 0, follows."""
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
 """Of the files of each format."""
+LAYOUTS, CROP_MODES = ("NHWC", "NCHW"), ("center", "squash")
+"""Of a camera's frames."""
 _BEGINNINGS = {"onnx": b"\x08", "openvino": b"<", "aoti": b"PK", "tensorrt": b""}
 """First bytes of the files of each format: a protobuf's first field, XML, ZIP; NVIDIA does not say those of engines."""
+
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Artefact:
     """What the machine must be like; see `machine`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the reader: source model, parity, latency, versions."""
+    schema: int = SCHEMA
+    """Of these facts: one that is higher than this package's was written by a later one."""
 
     @property
     def input(self) -> str:
@@ -93,6 +103,11 @@ class Artefact:
     def config(self) -> ModelConfig:
         """What preprocessing must know."""
         return ModelConfig(mean=self.mean, std=self.std, interpolation=self.interpolation, crop_pct=self.crop_pct)
+
+    @property
+    def device(self) -> str | None:
+        """The kind of device that its code is compiled for, "cpu" or "cuda"; None if for none."""
+        return "cuda" if self.format == "tensorrt" else self.made_for.get("device")
 
     def input_shape(self, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
         """Return the input's shape for a network input of `size` pixels."""
@@ -122,24 +137,59 @@ class Artefact:
             raise InputError(f"{path} does not exist; write it with vde-export")
         beside = sidecar(path)
         try:
-            values = json.loads(beside.read_text(encoding="utf-8"))
-            artefact = cls(**{name: _tuples(value) for name, value in values.items()})
-            if artefact.camera is not None:
-                artefact = dataclasses.replace(artefact, camera=Camera(**values["camera"]))
-            _ = artefact.config
+            artefact = cls._from_json(json.loads(beside.read_text(encoding="utf-8-sig")))
+        except _Newer as error:
+            raise InputError(f"{beside} was written by a later version of this package; install that one") from error
         except FileNotFoundError as error:
             raise InputError(
                 f"{beside} does not exist, so nothing is known of {path.name}; copy it along with the export, or "
                 "write both with vde-export"
             ) from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{beside} does not describe an export ({error}); write both anew with vde-export"
             ) from error
         artefact._check_format(path)
+        artefact = artefact._named_as(path)
         artefact._check_files(path)
         artefact._check_beginning(path)
         return artefact
+
+    @classmethod
+    def _from_json(cls, values: Any) -> Artefact:
+        """Return the facts that JSON holds.
+
+        Raises:
+            _Newer: they are of a later version of this package.
+            ValueError, TypeError: they are none.
+        """
+        if not isinstance(values, dict):
+            raise TypeError("it holds no object")
+        if isinstance(schema := values.get("schema"), int) and schema > SCHEMA:
+            raise _Newer
+        artefact: Artefact = fit(cls, values, "it")
+        artefact._check_values()
+        _ = artefact.config
+        return artefact
+
+    def _check_values(self) -> None:
+        camera = (self.camera.height, self.camera.width) if self.camera else ()
+        if min(*self.default_size, *(self.size or ()), *self.batch, *camera, self.embed_dim, self.patch_size) < 1:
+            raise ValueError("its sizes are not all positive")
+        if not self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ValueError(f"its batches {self.batch} are not in order")
+        unknown = [name for name in self.outputs if not re.fullmatch(rf"{'|'.join(FEATURES)}|{LAYER}\d+", name)]
+        if unknown or not self.outputs:
+            raise ValueError(f"its outputs are {', '.join(self.outputs) or 'none'}")
+        if self.camera and (self.camera.layout not in LAYOUTS or self.camera.crop_mode not in CROP_MODES):
+            raise ValueError(f"its frames are {self.camera.layout}, cut by {self.camera.crop_mode}")
+
+    def _named_as(self, path: Path) -> Artefact:
+        """Return the same facts of files that were renamed together: what they hold decides, not their names."""
+        suffix = SUFFIXES[self.format]
+        stem = next((name.removesuffix(suffix) for name in self.files if name.endswith(suffix)), path.stem)
+        files = {path.stem + name.removeprefix(stem): digest for name, digest in self.files.items()}
+        return dataclasses.replace(self, files=files)
 
     def _check_format(self, path: Path) -> None:
         """Two formats are native code: a name that a user takes for data must not start them."""
@@ -205,5 +255,35 @@ def check_machine(path: Path, made_for: Mapping[str, str], here: Mapping[str, st
         raise InputError(f"{path} was made for {', '.join(different)}; export it again on such a machine as this")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+class _Newer(ValueError):
+    """Facts of a later version."""
+
+
+def fit(kind: Any, value: Any, what: str) -> Any:
+    """Return a value of JSON as a type: a dataclass, str, int, float, a tuple, a mapping, any of these or None.
+
+    Args:
+        kind: the type.
+        value: of JSON.
+        what: it is called in the message.
+
+    Raises:
+        TypeError: it does not fit.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else fit(inner[0], value, what)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise TypeError(f"{what} has an unknown {unknown[0]!r}")
+        return kind(**{name: fit(hints[name], one, name) for name, one in value.items()})
+    if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(value) == len(inner)):
+        return tuple(fit(inner[0], one, what) for one in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {name: one if inner[1] is Any else fit(inner[1], one, f"{what}.{name}") for name, one in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise TypeError(f"{what} is {value!r}")

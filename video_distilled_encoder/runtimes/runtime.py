@@ -137,6 +137,10 @@ class Runtime:
 
     def _check(self, inputs: Tensor) -> None:
         artefact = self.artefact
+        if not isinstance(inputs, Tensor):
+            raise InputError(
+                f"run() takes a torch tensor, got {type(inputs).__name__}; encode() takes images of any form"
+            )
         wanted = torch.uint8 if artefact.camera else torch.float32
         if inputs.dtype != wanted:
             kind = "uint8 frames" if artefact.camera else "float32 normalised pixels"
@@ -144,7 +148,8 @@ class Runtime:
         shape = tuple(inputs.shape)
         if len(shape) != 4 or not shape[0] or shape != artefact.input_shape(shape[0], self._size(inputs)):
             expected = ", ".join(map(str, artefact.input_shape(0, artefact.size or (0, 0))[1:])).replace("0, 0", "H, W")
-            raise InputError(f"this export takes (batch, {expected}), got {shape}")
+            empty = ", an empty batch" if shape[:1] == (0,) else ""
+            raise InputError(f"this export takes (batch, {expected}), got {shape}{empty}")
         if artefact.size is None:
             check_size(self._size(inputs), artefact.patch_size)
 

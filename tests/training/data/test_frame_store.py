@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -122,6 +123,22 @@ def test_joined_recordings_are_shots_of_one_store(tmp_path, joined_recordings):
 def test_a_damaged_store_is_refused(tmp_path, clip):
     path = extract_video(clip, tmp_path, ExtractConfig(fps=5))
     path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole frame store"):
+        FrameStore(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 3}, {"cuts": [99999]}, {"cuts": "x"}, {"times": None}, {"times": [["a"]]}, [], "null"]
+)
+def test_malformed_facts_of_a_store_are_refused(tmp_path, clip, change):
+    path = extract_video(clip, tmp_path, ExtractConfig(fps=5))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (meta,) = (name for name in members if name.endswith(".json"))
+    facts = json.loads(members[meta]) | change if isinstance(change, dict) else change
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | {meta: json.dumps(facts)}).items():
+            archive.writestr(name, content)
     with pytest.raises(InputError, match="not a whole frame store"):
         FrameStore(path)
 

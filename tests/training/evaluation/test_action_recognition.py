@@ -138,6 +138,21 @@ def test_command_on_colours_decodes_once(run_command, ucf, tmp_path, capsys, mon
     assert json.loads(capsys.readouterr().out) == result
 
 
+def test_tokens_too_large_for_float16_are_kept(make_video, tmp_path):
+    class Loud(Pixels):
+        def _features(self, pixels, layers):
+            return tuple(feature * 1e6 for feature in super()._features(pixels, layers))
+
+    video = make_video()
+    loud, plain = (
+        protocol.encode_videos(
+            model, [video], argparse.Namespace(cache=tmp_path / str(n), layers=1, frames=2), "encode"
+        )
+        for n, model in enumerate((Loud(), Pixels()))
+    )
+    assert torch.allclose(loud, 1e6 * plain.float(), rtol=0.01, atol=1e4)
+
+
 def test_constant_features_are_at_chance(run_command, ucf, tmp_path, capsys):
     arguments = ["--data", ucf, "--cache", tmp_path, "--epochs", "2", "--frames", "1", "--model", "constant"]
     assert run_command(evaluate.main, "action-recognition", *arguments) is None

@@ -85,6 +85,7 @@ def test_the_result_says_what_was_done(run, tmp_path):
     assert result["setting"]["encoded_sizes"] == [[96, 160]]
     assert result["setting"]["variant"] == "small"
     assert result["setting"]["top_k"] == 5
+    assert result["setting"]["resizing"] == "squash, bicubic with antialiasing"
     assert result["data"] == {"test": "davis/val, 1 sequences, 1 objects, 6 frames"}
     masks = sorted((tmp_path / "masks").rglob("*.png"))
     assert [str(path.relative_to(tmp_path / "masks")) for path in masks] == [f"other/{n:05}.png" for n in range(6)]

@@ -49,6 +49,21 @@ def test_what_is_hidden_is_lost_and_what_is_not_is_kept(evaluate_on):
     assert figures["half_a"] == pytest.approx(np.mean(list(figures["units"].values())[::2]), abs=0.01)
 
 
+def test_features_too_large_for_float16_are_scored(evaluate_on, monkeypatch):
+    class Loud(Pixels):
+        def _features(self, pixels, layers):
+            return tuple(feature * 1e6 for feature in super()._features(pixels, layers))
+
+    asked = ("--severities", "1", "--degradations", "jpeg")
+    expected = evaluate_on("pixels", *asked)["figures"]
+    loud = Loud()
+    loud.description = {"name": "loud"}
+    monkeypatch.setattr(measure, "load_model", lambda *_, **__: loud)
+    assert evaluate_on("loud", *asked, "--seed", "0")["figures"]["degraded_miou"] == pytest.approx(
+        expected["degraded_miou"], abs=2
+    )
+
+
 def test_nothing_to_lose_retains_everything_of_little(evaluate_on):
     figures = evaluate_on("constant", "--severities", "5", "--test-images", "3")["figures"]
     assert figures["retention"] == 100

@@ -290,3 +290,49 @@ def test_without_pycocotools(monkeypatch, coco):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(InputError, match=r"pycocotools is not installed; .*\[evaluation\]"):
         CocoSplit(coco, "val2017")
+
+
+def test_what_training_and_figures_need_is_there_before_training(run_command, tiny_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(protocol, "train_network", lambda *_, **__: pytest.fail("it was trained"))
+    for split in ("train2017", "val2017"):
+        write_split(tmp_path, split, 3, 0)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    whole = json.loads(path.read_text())
+
+    def error(**changes):
+        path.write_text(json.dumps(whole | changes))
+        return run_command(
+            evaluate.main, "detection", "--data", tmp_path, "--model", tiny_directory, "--workers", 0,
+            "--preset", "detection-small",
+        )  # fmt: skip
+
+    assert "no image of" in error(annotations=[])
+    assert "val2017 has an object that is not a crowd" in error(annotations=[])
+    other = [{**category, "name": "another"} for category in whole["categories"]]
+    assert "have different categories" in error(categories=other)
+
+
+def test_trained_weights_outlive_an_evaluation_that_fails(
+    run_command, coco, tiny_directory, tmp_path, monkeypatch, capsys
+):
+    cache, out = tmp_path / "cache", tmp_path / "result.json"
+    arguments = [
+        "detection", "--data", coco, "--model", tiny_directory, "--preset", "detection-small", "--workers", 0,
+        "--cache", cache, "--out", out, "--set", *TINY,
+    ]  # fmt: skip
+
+    def fail(*_, **__):
+        raise InputError("no figures today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "average_precision", fail)
+        assert "no figures today" in run_command(evaluate.main, *arguments)
+    (weights,) = cache.glob("*/weights.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "train_network", lambda *_, **__: pytest.fail("it was trained again"))
+        assert run_command(evaluate.main, *arguments) is None
+    assert json.loads(out.read_text())["figures"]["loss"].keys() == {"first_tenth", "last_tenth"}
+    assert str(weights) in capsys.readouterr().err
+    monkeypatch.setattr(protocol, "train_network", fail)
+    assert "no figures today" in run_command(evaluate.main, *arguments, "learning_rate=1e-5")
+    assert "no figures today" in run_command(evaluate.main, *arguments, "--seed", 1)

@@ -1,12 +1,13 @@
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from training.evaluation import features
+from training.evaluation import cache as store
 from training.evaluation.features import extract
 from training.models.loading import Constant, Pixels
 from video_distilled_encoder import InputError
@@ -83,6 +84,44 @@ def test_nothing_is_left_of_an_extraction_that_failed(files, tmp_path):
         extract(Pixels(), [], (48, 64), cache=tmp_path / "cache")
 
 
+class Loud(Pixels):
+    """Pixels of which the bright ones come to more than float16 holds, as those of models without a final norm do."""
+
+    def _features(self, pixels, layers):
+        cls, grid = super()._features(pixels, layers)
+        return tuple(torch.where(feature > 0, feature * 1e6, feature) for feature in (cls, grid))
+
+
+@pytest.mark.parametrize("first", [0, 9])
+def test_features_too_large_for_float16_are_kept_in_float32(tmp_path, first):
+    dark, bright = np.zeros((48, 64, 3), np.uint8), np.full((48, 64, 3), 255, np.uint8)
+    images = [dark] * first + [bright] * 2 + [dark]
+    found = extract(Loud(), images, (48, 64), cache=tmp_path / "cache")
+    expected = Loud().encode(images, (48, 64))
+    assert found.grid.dtype == found.cls.dtype == torch.float32
+    assert torch.equal(found.grid[first:-1], expected.grid.movedim(1, -1)[first:-1])
+    assert torch.allclose(found.cls, expected.cls, rtol=1e-3)
+    again = extract(Loud(), images, (48, 64), cache=tmp_path / "cache")
+    assert torch.equal(again.grid, found.grid)
+    assert {file.name for file in next((tmp_path / "cache").iterdir()).iterdir()} == {"cls.npy", "grid.npy"}
+
+
+def test_features_that_are_no_numbers_are_refused(files, tmp_path):
+    model = Pixels()
+    model._features = lambda pixels, layers: (pixels[:, :, 0, 0], pixels / 0)
+    with pytest.raises(InputError, match="features that are not finite"):
+        extract(model, files, (48, 64), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{"mean": (0, 0, 0)}, {"std": (1, 1, 1)}, {"interpolation": "bilinear"}])
+def test_another_preprocessing_is_another_entry(files, tmp_path, change):
+    model = Pixels()
+    first = extract(model, files, (32, 48), cache=tmp_path / "cache")
+    model.config = replace(model.config, **change)
+    assert not torch.equal(extract(model, files, (32, 48), cache=tmp_path / "cache").grid, first.grid)
+
+
 def test_what_was_used_longest_ago_makes_room(files, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
 
@@ -106,12 +145,12 @@ def test_what_was_used_longest_ago_makes_room(files, tmp_path, monkeypatch):
     checksum.write_bytes(b"a file of the user's with an entry's name")
 
     size = sum(file.stat().st_size for file in old.iterdir())
-    monkeypatch.setattr(features, "CACHE_BYTES", 4 * size)
+    monkeypatch.setattr(store, "CACHE_BYTES", 4 * size)
     new = entry_of(files[4:5], 0)
     assert set(cache.iterdir()) == {old, used_again, recent, new, mine, checksum}, (
         "the killed one goes first, and is enough"
     )
-    monkeypatch.setattr(features, "CACHE_BYTES", 0)
+    monkeypatch.setattr(store, "CACHE_BYTES", 0)
     newest = entry_of(files[5:6], 0)
     assert set(cache.iterdir()) == {used_again, recent, new, newest, mine, checksum}, (
         "what is in use stays, whatever the limit"

@@ -74,6 +74,7 @@ def test_joints_are_followed(run, root):
     assert len(figures["joints"]) == 14
     assert pixels["data"] == {"test": "jhmdb/split 1, 2 videos, 8 frames"}
     assert pixels["setting"]["encoded_size"] == [320, 320]
+    assert pixels["setting"]["resizing"] == "squash, bicubic with antialiasing"
     assert pixels["setting"]["top_k"] == 7
     row = "Rename_Images/wave/{0} joint_positions/wave/{0}/joint_positions.mat\n"
     (root / "testlist_split1.txt").write_text(row.format("one") + row.format("two"))

@@ -52,6 +52,7 @@ def test_parts_are_followed(run):
     assert set(figures["iou"]) == {"background", "face", "upper-clothes"}
     assert figures["miou"] == pytest.approx(np.mean(list(figures["iou"].values())), abs=0.02)
     assert pixels["setting"]["encoded_sizes"] == [[96, 160]]
+    assert pixels["setting"]["resizing"] == "squash, bicubic with antialiasing"
     assert pixels["data"] == {"test": "VIP_Fine/val, 2 videos, 10 frames, 8 labelled"}
 
 

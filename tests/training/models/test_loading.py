@@ -3,11 +3,27 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    SwinConfig,
+    SwinModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
+    YolosConfig,
+    YolosModel,
+)
 
 from export.pipeline import export
-from training.models.loading import Pixels, TimmModel, hash_weights, load_model
-from video_distilled_encoder import InputError
+from training.models.loading import Pixels, TimmModel, TransformersModel, choose_device, hash_weights, load_model
+from video_distilled_encoder import InputError, ModelConfig
 
 
 @pytest.fixture
@@ -101,6 +117,76 @@ def test_a_transformers_model_gives_what_it_gives_itself(picture, tmp_path):
     assert torch.allclose(found.patches, expected[:, 1:], atol=1e-4)
     assert torch.allclose(found.grid.flatten(2).mT, found.patches)
     assert model.encode([picture], (64, 96), layers=2).grid.shape == (1, 96, 8, 12)
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "first"),
+    [
+        (YolosModel, YolosConfig(image_size=[32, 32], patch_size=8, num_detection_tokens=5, **TINY), 1),
+        (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(image_size=32, patch_size=8, **TINY), 5),
+        (SiglipVisionModel, SiglipVisionConfig(image_size=32, patch_size=8, **TINY), 0),
+    ],
+    ids=["registers behind", "registers before", "patches alone"],
+)
+def test_patches_are_found_wherever_their_tokens_stand(picture, network, config, first):
+    torch.manual_seed(0)
+    model = TransformersModel(network(config).eval(), ModelConfig(), {"name": "tiny"}, "cpu")
+    pixels = torch.randn(1, 3, 32, 48)
+    cls, grid = model._features(pixels, 1)
+    with torch.no_grad():
+        tokens = model.network(pixels, interpolate_pos_encoding=True).last_hidden_state if first != 5 else None
+        tokens = model.network(pixels).last_hidden_state if tokens is None else tokens
+    patches = tokens[:, first : first + 24]
+    assert torch.allclose(grid, patches.mT.unflatten(2, (4, 6)), atol=1e-6)
+    assert torch.allclose(cls, tokens[:, 0] if first else patches.mean(1), atol=1e-6)
+    assert model.encode([picture], (64, 96)).grid.shape == (1, 32, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [
+        (ViTMAEModel, ViTMAEConfig(image_size=32, patch_size=8, **TINY)),
+        (
+            SwinModel,
+            SwinConfig(patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4),
+        ),
+    ],
+    ids=["three patches in four are left out", "patches are merged"],
+)
+def test_networks_without_a_token_for_each_patch_are_refused(picture, network, config):
+    model = TransformersModel(network(config).eval(), ModelConfig(), {"name": "tiny"}, "cpu")
+    with pytest.raises(InputError, match="transformers' tiny does not give a token for each patch"):
+        model.encode([picture], (32, 32))
+
+
+def test_a_size_that_a_network_refuses_is_one_sentence(picture):
+    network = SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **TINY)).eval()
+    model = TransformersModel(network, ModelConfig(), {"name": "tiny"}, "cpu")
+    model.options = {}
+    with pytest.raises(InputError, match=r"transformers' tiny takes no image of 32 x 48 pixels: The size"):
+        model.encode([picture], (32, 48))
+
+
+def test_registers_of_timm_are_no_class_token(picture):
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "vit_tiny_patch16_224", class_token=False, reg_tokens=4, global_pool="avg", num_classes=0, dynamic_img_size=True
+    )
+    found = TimmModel(network.eval(), {"name": "tiny"}).encode([picture], (64, 96))
+    assert torch.allclose(found.cls, found.grid.mean((2, 3)), atol=1e-6)
+
+
+def test_the_device_is_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device(None) == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(None) == choose_device("cpu") == "cpu"
+    for name in ("gpu", "cuda:77"):
+        with pytest.raises(InputError, match=f"there is no device '{name}' here .*; give cpu or cuda"):
+            load_model("pixels", device=name)
 
 
 def test_names_that_are_none_are_refused(tmp_path):

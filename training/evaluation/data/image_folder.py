@@ -42,7 +42,7 @@ class ClassTokens(Model):
 
     def __init__(self, model: Model) -> None:
         config = replace(model.config, crop_pct=CROP)
-        super().__init__({**model.description, "grid": "mean", "crop_pct": CROP}, model.patch_size, config, "cpu")
+        super().__init__({**model.description, "grid": "mean"}, model.patch_size, config, "cpu")
         self.device = model.device
         self.model = model
 

@@ -36,23 +36,36 @@ def read_labels(path: Path) -> np.ndarray:
 def check_labels(image: Path, labels: Path) -> None:
     """Check that labels lie as their image does once it stands upright; of most images the header tells it.
 
-    A photograph that is stored turned is turned by every reader, its labels by none: where both have one size all the
-    same, nothing tells whether the labels are of the photograph as it is stored, or as it is seen.
-
     Raises:
         InputError: they do not, or it cannot be told; or a file cannot be read.
     """
+    check_size(image, _header(labels)[0], f"its labels {labels}")
+
+
+def check_size(image: Path, size: tuple[int, int], labels: str) -> None:
+    """Check that an image has the size of its labels once it stands upright; of most images the header tells it.
+
+    A photograph that is stored turned is turned by every reader, its labels by none: where both have one size all the
+    same, nothing tells whether the labels are of the photograph as it is stored, or as it is seen.
+
+    Args:
+        image: the file.
+        size: (width, height) of the labels.
+        labels: what they are called in the message.
+
+    Raises:
+        InputError: it has another size, or it cannot be told; or the file cannot be read.
+    """
     stored, orientation = _header(image)
     seen = stored if orientation == _UPRIGHT else open_image(image).size
-    found, _ = _header(labels)
-    if found != seen:
-        told = [f"{height} x {width}" for width, height in (seen, found)]
+    if size != seen:
+        told = [f"{height} x {width}" for width, height in (seen, size)]
         turned = " when it is turned upright" if orientation != _UPRIGHT else ""
-        raise InputError(f"{image} is {told[0]}{turned} but its labels {labels} are {told[1]}; mend the data")
+        raise InputError(f"{image} is {told[0]}{turned} but {labels} are {told[1]}; mend the data")
     if orientation != _UPRIGHT and (orientation not in _ON_ITS_SIDE or seen[0] == seen[1]):
         raise InputError(
-            f"{image} is stored turned (EXIF orientation {orientation}), and nothing tells whether its labels {labels} "
-            "are turned too; save it upright, as its labels lie"
+            f"{image} is stored turned (EXIF orientation {orientation}), and nothing tells whether {labels} are turned "
+            "too; save it upright, as its labels lie"
         )
 
 

@@ -48,9 +48,9 @@ class EncodedClip:
 
     video: str
     cls: Tensor
-    """(n, C) float16."""
+    """(n, C), as `Features` has them."""
     grid: Tensor
-    """(n, h, w, C) float16."""
+    """(n, h, w, C), likewise."""
     pairs: dict[float, np.ndarray]
     """As in `Clip`."""
 

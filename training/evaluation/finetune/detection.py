@@ -21,10 +21,11 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms import v2
 
+from training.evaluation.data.coco import read_instances
 from training.evaluation.finetune.backbone import MULTIPLE, VitPyramid
 from training.evaluation.finetune.cascade import CascadeRoIHeads
 from training.evaluation.finetune.training import autocast
-from video_distilled_encoder.errors import InputError, import_extra
+from video_distilled_encoder.errors import InputError, import_extra, warn
 from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.preprocessing import open_image
 
@@ -176,7 +177,7 @@ class CocoSplit:
         split: train2017, val2017 or another.
 
     Raises:
-        InputError: files are missing, or the annotations are not COCO's.
+        InputError: files are missing or annotations cannot be used, see `training/evaluation/data/coco.py`.
         MissingExtra: pycocotools is not installed.
     """
 
@@ -186,11 +187,18 @@ class CocoSplit:
         for path in (annotations, self.folder):
             if not path.exists():
                 raise InputError(f"{path} does not exist; expected {LAYOUT.replace('SPLIT', split)} in {root}")
-        self.coco = _open(annotations)
+        content, self.filled = read_instances(annotations, self.folder)
+        if self.filled:
+            warn(f"{annotations} leaves something out, which is filled in: {self.filled} annotations")
+        self.annotations = annotations
+        self.coco = _index(content)
         self.categories = sorted(self.coco.getCatIds())
         self.images = sorted(self.coco.getImgIds())
-        if not self.images or not self.categories:
-            raise InputError(f"{annotations} lists no images or no categories; expected COCO's instances")
+
+    @property
+    def names(self) -> dict[int, str | None]:
+        """Names of the categories by their ids."""
+        return {number: self.coco.cats[number].get("name") for number in self.categories}
 
     def with_objects(self) -> list[int]:
         """Return the ids of the images that have an object that is not a crowd."""
@@ -200,6 +208,10 @@ class CocoSplit:
         """Return an image's annotations, but for crowds and boxes of less than a pixel."""
         found = self.coco.loadAnns(self.coco.getAnnIds(imgIds=[image], iscrowd=False))
         return [one for one in found if min(one["bbox"][2:]) >= 1]
+
+    def files(self) -> list[Path]:
+        """Return the annotations' file and those of the images that have an object."""
+        return [self.annotations, *(self.folder / self.coco.imgs[image]["file_name"] for image in self.with_objects())]
 
     def read(self, image: int) -> Tensor:
         """Return (3, H, W) uint8.
@@ -254,13 +266,13 @@ class CocoSplit:
         }
 
 
-def _open(annotations: Path) -> Any:
-    coco = import_extra("pycocotools.coco", "evaluation")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return coco.COCO(str(annotations))
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{annotations} is not COCO's instances JSON: {error!r}") from error
+def _index(content: dict[str, Any]) -> Any:
+    """Return pycocotools' index of annotations."""
+    coco = import_extra("pycocotools.coco", "evaluation").COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
 def coco_results(

@@ -88,4 +88,7 @@ def _fit(value: Any, hint: Any, key: str) -> Any:
     if hint in (int, bool, str) and type(value) is hint:
         return value
     wanted = f"one of {', '.join(map(str, choices))}" if kind is Literal else getattr(hint, "__name__", str(hint))
-    raise InputError(f"setting {key} must be {hint if kind is tuple else wanted}, got {value!r}")
+    if kind is tuple:
+        count = "" if choices[-1] is Ellipsis else f"{len(choices)} "
+        wanted = f"a list of {count}numbers, as {key}=[1,2]"
+    raise InputError(f"setting {key} must be {wanted}, got {value!r}")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from training.evaluation.cache import find_entry
+from training.evaluation.data.fingerprint import fingerprint
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import read_tensors, write_json
 
 
 class Stream(Dataset):
@@ -39,6 +46,45 @@ class Stream(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + position)
             return self.load(int(order[place]))
+
+
+WEIGHTS, LOSSES = "weights.safetensors", "losses.json"
+
+
+def train_once(
+    network: nn.Module,
+    cache: Path,
+    what: Mapping[str, object],
+    files: Iterable[Path],
+    fit: Callable[[], list[float]],
+) -> list[float]:
+    """Train a network, or give it the weights that the same training gave before.
+
+    The weights are in the cache before anything is scored: whatever becomes of that, the same command goes on there.
+
+    Args:
+        network: as it is before training; it is changed.
+        cache: folder of the entries.
+        what: says how it is trained; JSON.
+        files: that it is trained on.
+        fit: trains the network and returns the loss of each step.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        InputError: as `fit`, or the cache cannot be written.
+    """
+
+    def write(folder: Path) -> None:
+        write_json(folder / LOSSES, fit())
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+
+    entry = find_entry(cache, {"trained": what}, map(fingerprint, files), (WEIGHTS, LOSSES), write)
+    network.load_state_dict(read_tensors(entry / WEIGHTS))
+    print(f"the trained weights are {entry / WEIGHTS}, which the same command scores anew", file=sys.stderr)
+    losses: list[float] = json.loads((entry / LOSSES).read_text(encoding="utf-8"))
+    return losses
 
 
 def train(

@@ -28,7 +28,7 @@ class Split:
     """One part of the data: features of n images, and where their labels are."""
 
     features: Tensor
-    """(n, h, w, C) float16."""
+    """(n, h, w, C), as `Features` has them."""
     pairs: list[Pair]
     layout: Layout
 
@@ -102,10 +102,10 @@ def class_shares(labels: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
     return F.adaptive_avg_pool2d(one_hot.movedim(-1, 0).float(), grid).movedim(0, -1)
 
 
-def train_layer(train: Split, *, steps: int, seed: int) -> StandardizedLinear:
-    """Train the layer on one split."""
+def train_layer(train: Split, *, steps: int, seed: int, device: torch.device | str = "cpu") -> StandardizedLinear:
+    """Train the layer on one split, of which a part at a time goes to the device."""
     torch.manual_seed(seed)
-    layer = StandardizedLinear(train.features, len(train.layout.classes))
+    layer = StandardizedLinear(train.features, len(train.layout.classes)).to(device)
     shares = quantized_shares(train)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
@@ -114,8 +114,8 @@ def train_layer(train: Split, *, steps: int, seed: int) -> StandardizedLinear:
         labelled = shares[chosen].sum()
         optimizer.zero_grad()
         for part in chosen.split(8):  # small parts stay in the processor's caches
-            log_probabilities = F.log_softmax(layer(train.features[part]), dim=-1)
-            (-(shares[part] * log_probabilities).sum() / labelled).backward()
+            log_probabilities = F.log_softmax(layer(train.features[part].to(device)), dim=-1)
+            (-(shares[part].to(device) * log_probabilities).sum() / labelled).backward()
         optimizer.step()
         schedule.step()
     return layer
@@ -145,6 +145,6 @@ def confusions(layer: StandardizedLinear, test: Split) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def predict(layer: StandardizedLinear, tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(h, w, C) -> (H, W) classes."""
-    logits = layer(tokens).movedim(-1, 0)[None]
-    return F.interpolate(logits, tuple(size), mode="bilinear")[0].argmax(0)
+    """(h, w, C) -> (H, W) classes, on the CPU."""
+    logits = layer(tokens.to(layer.mean.device)).movedim(-1, 0)[None]
+    return F.interpolate(logits, tuple(size), mode="bilinear")[0].argmax(0).cpu()

@@ -32,9 +32,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.evaluation.cache import cached
 from training.evaluation.data.image_folder import ClassTokens, LabelledFeatures
 from training.evaluation.data.listing import read_list, split_use
-from training.evaluation.features import cached
+from training.evaluation.features import compact
 from training.evaluation.probes.classification import fit_and_score, training_setting
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
@@ -153,7 +154,7 @@ def read_hmdb(folder: Path, split: int) -> tuple[list[str], list[str]]:
 
 
 def encode_videos(model: Model, videos: Sequence[Path], args: argparse.Namespace, desc: str) -> Tensor:
-    """Return the mean class tokens of videos (n, C) float16, from the cache where they are there.
+    """Return the mean class tokens of videos (n, C), from the cache where they are there.
 
     A cache entry holds a group of videos and is found by the content of their files, so that nothing is decoded again
     and an extraction that stopped goes on where it was.
@@ -162,14 +163,14 @@ def encode_videos(model: Model, videos: Sequence[Path], args: argparse.Namespace
         InputError: a video cannot be read, or the cache cannot be written.
     """
     encoder = ClassTokens(model)
-    what = {"model": encoder.description, "size": encoder.size, "layers": args.layers, "frames": args.frames}
+    what = {**encoder.identity, "size": encoder.size, "layers": args.layers, "frames": args.frames}
     groups = []
     for start in tqdm(range(0, len(videos), GROUP), desc=desc, unit="group", dynamic_ncols=True):
         group = videos[start : start + GROUP]
 
         def write(folder: Path, group: Sequence[Path] = group) -> None:
             means = [encode_video(encoder, video, args.frames, args.layers) for video in group]
-            np.save(folder / "mean.npy", torch.stack(means).half().cpu().numpy())
+            np.save(folder / "mean.npy", compact(torch.stack(means)).numpy())
 
         groups += cached(args.cache, what, map(sha256, group), ["mean"], write)
     return torch.cat(groups)

@@ -92,6 +92,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         "setting": {
             **variant.setting(),
             "features": "patch tokens, last block",
+            "resizing": model.resizing(),
             "encoded_sizes": sorted(sizes),
             "frames_scored": "all but the first and the last",
         },

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from training.evaluation.data.degradations import DEGRADATIONS, degrade
 from training.evaluation.data.segmentation import describe_data
-from training.evaluation.features import BATCH
+from training.evaluation.features import BATCH, compact
 from training.evaluation.metrics.segmentation import intersection_over_union
 from training.evaluation.probes import segmentation as probe
 from training.evaluation.probes.linear import StandardizedLinear
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Train the layer on clean images and score it on degraded ones."""
     train, test = load_splits(model, args)
-    layer = probe.train_layer(train, steps=args.steps, seed=args.seed)
+    layer = probe.train_layer(train, steps=args.steps, seed=args.seed, device=model.device)
     clean = mean_iou(score_runs(layer, test).sum(0))
     if clean == 0:
         raise InputError("the layer labels no pixel rightly on clean images, so there is nothing to retain; train more")
@@ -111,7 +111,7 @@ def grid_size(model: Model, split: probe.Split) -> tuple[int, int]:
 def encode_degraded(
     model: Model, test: probe.Split, args: argparse.Namespace, name: str, severity: int
 ) -> torch.Tensor:
-    """Return the (n, h, w, C) float16 features of a split's images, degraded."""
+    """Return the (n, h, w, C) features of a split's images, degraded."""
     size = grid_size(model, test)
     found = []
     for start in range(0, len(test.pairs), BATCH):
@@ -119,7 +119,7 @@ def encode_degraded(
         images = [
             degrade(np.array(open_image(test.pairs[i].image)), name, severity, seed=args.seed, index=i) for i in numbers
         ]
-        found.append(model.encode(images, size, layers=args.layers).grid.movedim(1, -1).half().cpu())
+        found.append(compact(model.encode(images, size, layers=args.layers).grid.movedim(1, -1)))
     return torch.cat(found)
 
 

@@ -9,10 +9,11 @@ box heads (4 convolutions with BatchNorm, 1 linear layer) and box loss (GIoU x 1
 of 480 to 800 pixels, at most 1333 of the longer, and are flipped; `crop` cuts random squares (the first paper: 512).
 iBOT's second way of augmenting, a crop between two resizings, is not done. Images without objects and crowds are not
 trained on. Test: shorter side 800, at most 100 detections of probability above .05, AP by pycocotools, boxes and masks,
-crowds ignored; the weights after the last step. Only an encoder of this package and timm's vision transformers can be
-fine-tuned. Matrix products of the encoder are bfloat16 on CUDA.
+crowds ignored; the weights after the last step, which lie in --cache before they are scored. Only an encoder of
+this package and timm's vision transformers can be fine-tuned. Matrix products of the encoder are bfloat16 on CUDA.
 
-Data: annotations/instances_SPLIT.json (polygons or RLE) and SPLIT/*.jpg. --preset detection-small is for trying out
+Data: annotations/instances_SPLIT.json (polygons or RLE; what may be left out, see `training/evaluation/data/coco.py`)
+and SPLIT/*.jpg. --preset detection-small is for trying out
 on a CPU, as on the small set that `tests/training/evaluation/davis_as_coco.py` makes of DAVIS.
 """
 
@@ -36,7 +37,7 @@ from training.evaluation.finetune.detection import (
     coco_results,
 )
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
-from training.evaluation.finetune.training import Stream, ends, train, warm_up
+from training.evaluation.finetune.training import Stream, ends, train, train_once, warm_up
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 
@@ -55,34 +56,50 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     settings = read_settings(DetectionSettings, "detection", args.preset, args.set)
     backbone = trainable_backbone(model)
     splits = [CocoSplit(args.data, name) for name in (args.train_split, args.test_split)]
-    if splits[0].categories != splits[1].categories:
-        raise InputError(f"{args.train_split} and {args.test_split} have different categories; mend the annotations")
+    check_splits(*splits)
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = build_detector(pyramid, len(splits[0].categories), model.config, settings).to(model.device)
-    history = train_network(network, splits[0], settings, seed=args.seed, workers=args.workers)
+    history = train_once(
+        network,
+        args.cache,
+        {**model.identity, "detection": asdict(settings), "categories": splits[0].names, "seed": args.seed},
+        splits[0].files(),
+        lambda: train_network(network, splits[0], settings, seed=args.seed, workers=args.workers),
+    )
     boxes, masks = score(network, splits[1])
     return {
         "figures": {"box_ap": boxes["ap"], "mask_ap": masks["ap"], "box": boxes, "mask": masks, "loss": ends(history)},
         "setting": asdict(settings),
-        "data": {
-            name: f"{args.data.name}/{split.folder.name}, {len(split.images)} images"
-            for name, split in zip(("train", "test"), splits, strict=True)
-        },
+        "data": describe(args, *splits),
     }
+
+
+def check_splits(train: CocoSplit, test: CocoSplit) -> None:
+    """Check what training, and the figures after it, need.
+
+    Raises:
+        InputError: the parts have different categories, or no object in one of them.
+    """
+    if train.names != test.names:
+        raise InputError(f"{train.annotations} and {test.annotations} have different categories; mend them")
+    for split in (train, test):
+        if not split.with_objects():
+            raise InputError(f"no image of {split.folder} has an object that is not a crowd; choose another split")
+
+
+def describe(args: argparse.Namespace, train: CocoSplit, test: CocoSplit) -> dict[str, str]:
+    """Return what a result says of the data."""
+    parts = (("train", train), ("test", test))
+    told = {name: f"{args.data.name}/{split.folder.name}, {len(split.images)} images" for name, split in parts}
+    return told | {f"{name}_filled": split.filled for name, split in parts if split.filled}
 
 
 def train_network(
     network: MaskRCNN, split: CocoSplit, settings: DetectionSettings, *, seed: int, workers: int
 ) -> list[float]:
-    """Train on a split and return the loss of each step.
-
-    Raises:
-        InputError: no image has an object.
-    """
+    """Train on a split that has objects and return the loss of each step."""
     images = split.with_objects()
-    if not images:
-        raise InputError(f"no image of {split.folder} has an object that is not a crowd; train on another split")
     device = next(network.parameters()).device
     groups = parameter_groups(
         network,

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Train the layer and measure its flicker."""
     train, test = probe.load_splits(model, args)
-    layer = probe.train_layer(train, steps=args.steps, seed=args.seed)
+    layer = probe.train_layer(train, steps=args.steps, seed=args.seed, device=model.device)
     height = train.features.shape[1] * model.patch_size
     classes = len(train.layout.classes)
     videos: dict[str, dict[str, float]] = {}

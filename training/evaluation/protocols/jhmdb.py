@@ -94,6 +94,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         "setting": {
             **VARIANT.setting(),
             "features": "patch tokens, last block",
+            "resizing": model.resizing(),
             "encoded_size": list(size),
             "gaussian_deviation": DEVIATION,
             "normalised_by": f"{BOX} x diagonal of the joints' box",

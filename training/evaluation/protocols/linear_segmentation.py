@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Train the layer on one split and score it on the other."""
     train, test = probe.load_splits(model, args)
-    layer = probe.train_layer(train, steps=args.steps, seed=args.seed)
+    layer = probe.train_layer(train, steps=args.steps, seed=args.seed, device=model.device)
     return {
         "figures": figures_by_unit(
             sum_by_unit(probe.confusions(layer, test), unit_names(test.pairs)), test.layout.classes

@@ -7,8 +7,8 @@ head (`finetune/upernet.py`). iBOT's settings are the preset upernet-ade20k-160k
 more than .75 of the labelled pixels (ten tries), flipped, and distorted in brightness (a factor, where mmsegmentation
 adds), contrast, saturation and hue. Test images are resized to fit 2048 x 512; windows of 512 every 341 pixels are
 predicted and their overlapping logits averaged, then upsampled to the labels' size: mean IoU over the classes that
-occur. One scale, no flip; the weights after the last step. Only an encoder of this package and timm's vision
-transformers can be fine-tuned. Matrix products are bfloat16 on CUDA (iBOT: float16).
+occur. One scale, no flip; the weights after the last step, which lie in --cache before they are scored. Only an encoder
+of this package and timm's vision transformers can be fine-tuned. Matrix products are bfloat16 on CUDA (iBOT: float16).
 
 --preset upernet-small is for trying out on CamVid and a CPU. For the layouts of the data see
 `training/evaluation/data/segmentation.py`.
@@ -33,7 +33,7 @@ from training.evaluation.data.labels import VOID
 from training.evaluation.data.segmentation import LAYOUTS, Layout, Pair, describe_data, split_names, unit_names
 from training.evaluation.finetune.backbone import VitPyramid, parameter_groups, trainable_backbone
 from training.evaluation.finetune.presets import add_preset_arguments, read_settings
-from training.evaluation.finetune.training import Stream, autocast, ends, train, warm_up
+from training.evaluation.finetune.training import Stream, autocast, ends, train, train_once, warm_up
 from training.evaluation.finetune.upernet import UperNet
 from training.evaluation.metrics.segmentation import confusion_matrix, figures_by_unit, sum_by_unit
 from training.models.model import Model
@@ -114,7 +114,13 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = UperNet(pyramid, len(layout.classes), settings.channels, settings.auxiliary_channels)
     network.to(model.device)
-    history = train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers)
+    history = train_once(
+        network,
+        args.cache,
+        {**model.identity, "upernet": asdict(settings), "layout": args.layout, "seed": args.seed},
+        (path for pair in pairs[0] for path in (pair.image, pair.label)),
+        lambda: train_network(network, pairs[0], layout, model.config, settings, seed=args.seed, workers=args.workers),
+    )
     confusions = sum_by_unit(score(network, pairs[1], layout, model.config, settings), unit_names(pairs[1]))
     return {
         "figures": {**figures_by_unit(confusions, layout.classes), "loss": ends(history)},

@@ -95,6 +95,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
         "setting": {
             **VARIANT.setting(),
             "features": "patch tokens, last block",
+            "resizing": model.resizing(),
             "encoded_sizes": sorted(sizes),
         },
         "data": {

@@ -33,3 +33,17 @@ def test_future_labels_share_the_features_of_the_present(tmp_path):
     ahead = probe.look_ahead(probe.Split(features, pairs, LAYOUTS["camvid"]), 1 / 30)
     assert ahead.features.flatten().tolist() == [0, 1, 2]
     assert [int(ahead.labels(number)[0, 0]) for number in range(3)] == [1, 2, 3]
+
+
+def test_the_layer_is_trained_on_the_device(coloured_set, tmp_path):
+    pairs = LAYOUTS["camvid"].pairs(coloured_set(tmp_path / "data", train=3, test=1), "train")
+    split = probe.Split(torch.randn(3, 4, 6, 8).half(), pairs, LAYOUTS["camvid"])
+    with pytest.MonkeyPatch.context() as patch:
+        devices = set()
+        forward = probe.StandardizedLinear.forward
+        patch.setattr(
+            probe.StandardizedLinear, "forward", lambda self, t: devices.add(t.device.type) or forward(self, t)
+        )
+        layer = probe.train_layer(split, steps=2, seed=0, device="meta")
+    assert devices == {"meta"}
+    assert {tensor.device.type for tensor in layer.state_dict().values()} == {"meta"}
