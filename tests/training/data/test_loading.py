@@ -1,6 +1,13 @@
+import multiprocessing
+import os
+import signal
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils
 
 from training.common.distributed import World
 from training.data.batch import augment, collate, split
@@ -136,3 +143,38 @@ def test_the_last_part_of_a_run_takes_its_sizes_in_turn(store):
         read_recipe("smoke", ["--views.end_sizes=[50]"])
     with pytest.raises(InputError, match=r"views\.end_share is a share of what views\.low_resolution 0\.5 leaves"):
         read_recipe("smoke", ["--views.end_sizes=[64]", "--views.end_share=0.6", "--views.low_resolution=0.5"])
+
+
+class Stand:
+    """Stands in for clips: a sample is its place, and where that is negative a worker does not come back."""
+
+    resident, index = False, SimpleNamespace(stores=[])
+
+    def __getitem__(self, place):
+        if place < 0:
+            time.sleep(600)
+        return {"group": {"place": torch.tensor(place)}}
+
+
+def test_a_signal_to_all_processes_does_not_end_workers_even_as_they_start():
+    begun = []
+    os.register_at_fork(after_in_child=lambda: begun and os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    found = load_batches(Stand(), [[0, 1], [2, 3], [4, 5]], World(0, 1, 0, torch.device("cpu")), 2)
+    begun.append(True)
+    first = next(found)
+    begun.clear()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert [batch["group"]["place"].tolist() for batch in (first, *found)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_worker_that_does_not_come_back_is_ended(monkeypatch):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    found = load_batches(Stand(), [[0], [1], [-1], [-1]], World(0, 1, 0, torch.device("cpu")), 2)
+    next(found)
+    workers = set(multiprocessing.active_children())
+    assert len(workers) == 2
+    found.close()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
