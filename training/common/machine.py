@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 _GROUP = Path("/sys/fs/cgroup")
+_SHARED = Path("/dev/shm")
 
 
 def processors() -> int:
@@ -30,3 +32,11 @@ def free_memory() -> int:
         return free if limit == "max" else min(free, int(limit) - int(used))
     except (OSError, ValueError):
         return free
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes that processes may still share in /dev/shm, of which containers have 64 MB; None without it."""
+    try:
+        return shutil.disk_usage(_SHARED).free
+    except OSError:
+        return None

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.common.distributed import World
 from training.common.machine import processors
+from training.common.sharing import Collate
 from training.data.batch import Batch, collate
 from training.data.clips import ClipIndex
 from training.data.photometric import PhotometricConfig, draw_parameters
@@ -134,12 +136,14 @@ def load_batches(
     if workers is None:
         workers = min(max(processors() // world.local_size - 1, 1), 16)
     in_memory = clips.resident or any(store.pixels is not None for store in clips.index.stores)
+    pinned = world.device.type == "cuda"
+    made = Collate(collate, workers * world.local_size)
     loader = DataLoader(
         clips,
         batch_sampler=schedule,
         num_workers=workers,
-        collate_fn=collate,
-        pin_memory=world.device.type == "cuda",
+        collate_fn=made,
+        pin_memory=pinned,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
         # forked workers share what is in memory
@@ -148,7 +152,8 @@ def load_batches(
     with _signals_held():
         batches = iter(loader)
     try:
-        yield from batches
+        for batch in batches:
+            yield made.received(batch, pin_memory if pinned else lambda batch: batch)
     finally:
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             _end(batches)

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 
@@ -23,3 +24,10 @@ def test_memory_is_that_of_the_machine_within_the_bounds_of_the_control_group(tm
     (tmp_path / "memory.current").write_text(f"{2**20}\n")
     (tmp_path / "memory.max").write_text(f"{2**21}\n")
     assert machine.free_memory() == 2**20
+
+
+def test_shared_memory_is_what_is_free_in_its_folder_if_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_SHARED", tmp_path)
+    assert machine.free_shared_memory() == pytest.approx(shutil.disk_usage(tmp_path).free, abs=2**28)
+    monkeypatch.setattr(machine, "_SHARED", tmp_path / "none")
+    assert machine.free_shared_memory() is None

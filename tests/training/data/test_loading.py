@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import _utils
 
+from training.common import sharing
 from training.common.distributed import World
 from training.data.batch import augment, collate, split
 from training.data.box import Box
@@ -21,7 +23,7 @@ from training.engine.assembly import clip_views
 from training.engine.plan import Plan
 from training.engine.schedule import Schedule
 from training.recipes.recipe import read_recipe
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, InputWarning
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,21 @@ def test_the_last_part_of_a_run_takes_its_sizes_in_turn(store):
         read_recipe("smoke", ["--views.end_sizes=[50]"])
     with pytest.raises(InputError, match=r"views\.end_share is a share of what views\.low_resolution 0\.5 leaves"):
         read_recipe("smoke", ["--views.end_sizes=[64]", "--views.end_share=0.6", "--views.low_resolution=0.5"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("free", [None, 10**12, 10**5])
+def test_batches_for_which_shared_memory_has_no_room_go_as_messages(store, monkeypatch, free):
+    recipe = read_recipe("smoke", ["--run.batch_size=4"])
+    whole = batches(store, recipe)
+    sharing._say.cache_clear()
+    monkeypatch.setattr(sharing, "free_shared_memory", lambda: free)
+    if free == 10**5:
+        monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", lambda *_: os._exit(7))
+    told = pytest.warns(InputWarning, match="/dev/shm has no room") if free == 10**5 else nullcontext()
+    with told:
+        with_workers = batches(store, read_recipe("smoke", ["--run.batch_size=4", "--run.workers=2"]))
+    assert all(equal(a, b) for a, b in zip(whole, with_workers, strict=True))
 
 
 class Stand:
