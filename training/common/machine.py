@@ -8,6 +8,7 @@ from pathlib import Path
 
 _GROUP = Path("/sys/fs/cgroup")
 _SHARED = Path("/dev/shm")
+_FACTS = Path("/proc/cpuinfo")
 
 
 def processors() -> int:
@@ -40,3 +41,12 @@ def free_shared_memory() -> int | None:
         return shutil.disk_usage(_SHARED).free
     except OSError:
         return None
+
+
+def has_bf16_units() -> bool:
+    """Tell whether the processor multiplies bf16 matrices itself; others emulate it, several times slower than fp32."""
+    try:
+        words = _FACTS.read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)

@@ -199,7 +199,7 @@ def train(
         length = f"for {budget.left():.0f} s, whatever run.steps and run.epochs say, steps"
     world.say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {length} of {recipe.run.batch_size} clips on "
-        f"{world.size} x {world.device.type}"
+        f"{world.size} x {world.device.type} in {recipe.run.precision_on(world.device.type)}"
     )
     if recipe.run.device == "auto" and world.device.type == "cpu":
         world.say("no GPU found: training on the CPU, for which --recipe cpu is made")
