@@ -150,8 +150,8 @@ class ClipIndex:
             first, last = epoch * share, (epoch + 1) * share
             rounds = range(first // len(clips), -(-last // len(clips)))
             row = [np.random.default_rng([self.seed, number, n]).permutation(clips) for n in rounds]
-            chosen += [clip for part in row for clip in part][first - rounds.start * len(clips) :][:share]
-        return np.array(chosen)
+            chosen.append(np.concatenate([*row, clips[:0]])[first - rounds.start * len(clips) :][:share])
+        return np.concatenate(chosen)
 
     def _shares(self, members: Sequence[np.ndarray]) -> list[int]:
         """Return how many clips of an epoch each folder has; together all."""

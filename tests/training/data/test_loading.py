@@ -65,6 +65,12 @@ def test_workers_starts_and_ranks_change_nothing(store):
         assert torch.equal(joined, whole[step]["global"]["pixels"])
 
 
+def test_the_positions_of_a_run_are_made_as_they_are_asked_for():
+    world = World(0, 1, 0, torch.device("cpu"))
+    first = next(iter(Schedule(read_recipe("smoke"), Plan.of(10**15), 10**14, world)))
+    assert [place.position for place in first] == [4 * 10**14 + number for number in range(4)]
+
+
 def test_a_run_may_begin_at_half_resolution(store):
     recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--objective.patch_share=0.5", "--run.batch_size=2"])
     first, second = batches(store, recipe, steps=2)
