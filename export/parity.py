@@ -107,7 +107,7 @@ def run_reference(
     encoder: Encoder, artefact: Artefact, images: Sequence[Tensor], size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Return the outputs as the torch encoder gives them, preprocessing included."""
-    crop_mode = artefact.camera.crop_mode if artefact.camera else "center"
+    crop_mode = artefact.camera.crop_mode if artefact.camera else None
     pixels = torch.cat([encoder.preprocess(image, size=size, crop_mode=crop_mode) for image in images])
     with torch.no_grad():
         outputs = encoder(pixels)._asdict()

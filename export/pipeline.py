@@ -103,6 +103,7 @@ def export(
         std=encoder.config.std,
         interpolation=encoder.config.interpolation,
         crop_pct=encoder.config.crop_pct,
+        crop_mode=encoder.config.crop_mode,
     )
     check(artefact, encoder)
     if format == "tensorrt" and not engines.available():

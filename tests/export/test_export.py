@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import shutil
@@ -215,6 +216,15 @@ def test_camera_frames_are_preprocessed_inside(shallow_directory, tmp_path, phot
         runtime.run(torch.zeros(1, 270, 480, 3))
     with pytest.raises(InputError, match="leave size and crop_mode out"):
         runtime.encode(frame, size=128)
+
+
+def test_an_export_fits_images_as_its_encoder_does(shallow_directory, tmp_path, photograph):
+    encoder = Encoder.from_pretrained(shallow_directory)
+    encoder.config = dataclasses.replace(encoder.config, crop_mode="squash", crop_pct=1.0)
+    encoder.save_pretrained(tmp_path / "squash")
+    export(tmp_path / "squash", tmp_path / "e.onnx", size=SIZE, layer_parity=False)
+    got = load_runtime(tmp_path / "e.onnx").encode(photograph)
+    assert cosine(got.patches, encoder.encode(photograph, size=SIZE, crop_mode="squash").patches) > 0.99999
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

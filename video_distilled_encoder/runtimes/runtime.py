@@ -85,7 +85,7 @@ class Runtime:
         Args:
             images: as of `Encoder.encode`; for an export with `--uint8-input`, uint8 frames of exactly its size.
             size: of the network's input; only an export of dynamic size takes another than its own.
-            crop_mode: center (the default), squash or whole; an export with `--uint8-input` has its own.
+            crop_mode: center, squash or whole, the model's own by default; an export with `--uint8-input` has its own.
 
         Returns:
             Features with a leading batch dimension.
@@ -109,7 +109,7 @@ class Runtime:
             images,
             artefact.config,
             size=(default[0] if crop_mode == "whole" else default) if size is None else size,
-            crop_mode=crop_mode or "center",
+            crop_mode=crop_mode,
             multiple=artefact.patch_size,
             device=self.device,
         )
