@@ -12,6 +12,7 @@ nobody has taken.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +26,10 @@ from PIL import Image
 from torch import Tensor
 
 from video_distilled_encoder.encoder import EncoderOutput
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images
+
+_OPENED = "this stream was opened"
 
 
 class Encodes(Protocol):
@@ -89,6 +92,7 @@ class Stream:
         self._closed = False
         self._put = self._encoded = self._dropped = self._failed = 0
         self._dropped_at_last_result = 0
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="encoder stream", daemon=True)
         self._thread.start()
 
@@ -104,8 +108,10 @@ class Stream:
                 for memory that nobody writes to again.
 
         Raises:
-            InputError: the stream is closed, or the time lies in the future, so it is of another clock.
+            InputError: the stream is closed, or this process was forked from the one that opened it, or the time lies
+                in the future, so it is of another clock.
         """
+        refuse_forked(self._process, _OPENED)
         now = monotonic()
         time = now if time is None else float(time)
         if not time <= now:
@@ -130,10 +136,11 @@ class Stream:
 
         Raises:
             TimeoutError: there was none in time: the camera delivers no frames, or `encode` is slower than that.
-            InputError: the stream is closed.
+            InputError: the stream is closed, or this process was forked from the one that opened it.
             Exception: what `encode` raised since the last call; each is raised once (of several the newest), and the
                 stream goes on.
         """
+        refuse_forked(self._process, _OPENED)
         with self._lock:
             self._outcome_changed.wait_for(self._has_outcome, timeout)
             self._require_open()

@@ -1,6 +1,8 @@
 import gc
 import json
 import os
+import pickle
+import signal
 import threading
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 pytest.importorskip("onnxruntime")
 
 from export.pipeline import export
-from video_distilled_encoder import Encoder, InputError, load_runtime
+from video_distilled_encoder import Encoder, InputError, Stream, load_runtime
 from video_distilled_encoder.runtimes import artefact as artefacts
 from video_distilled_encoder.runtimes.artefact import SUFFIXES
 
@@ -219,3 +221,45 @@ def test_wrong_inputs_are_one_sentence(exported):
         runtime.run(torch.zeros(0, 3, 32, 32))
     with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(1, 3, 64, 64\)"):
         runtime.encode(torch.zeros(3, 40, 40), size=64)
+
+
+def told_in_a_fork(use):
+    """Return the error of a call in a forked process; torch itself may not be used there."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(20)  # what waits for a thread that is not there waits for ever
+        try:
+            use()
+        except InputError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_runtime_of_a_forked_process_says_so(exported, one_thread, format):
+    runtime = load_runtime(exported(format), threads=1)
+    pixels = torch.zeros(1, 3, 32, 32)
+    runtime.run(pixels)
+    for use in (lambda: runtime.run(pixels), lambda: runtime.encode(pixels[0])):
+        assert told_in_a_fork(use).startswith("this runtime was loaded before this process was forked")
+    with Stream(runtime) as stream:
+        for use in (lambda: stream.put(pixels[0]), stream.get):
+            assert told_in_a_fork(use).startswith("this stream was opened before this process was forked")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_pickled_runtime_is_opened_anew_from_its_file(exported, tmp_path, monkeypatch, format):
+    out = exported(format)
+    monkeypatch.chdir(out.parent)
+    runtime = load_runtime(out.name, threads=1)
+    monkeypatch.chdir(tmp_path)  # a process may have another
+    again = pickle.loads(pickle.dumps(runtime))
+    assert again is not runtime
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again.run(pixels)["patches"], runtime.run(pixels)["patches"])
