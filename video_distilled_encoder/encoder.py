@@ -48,6 +48,7 @@ class Encoder(nn.Module):
         self.card = card
 
     @classmethod
+    @torch.inference_mode(False)  # weights made in that mode could never be trained
     def from_pretrained(
         cls,
         name: str | Path,

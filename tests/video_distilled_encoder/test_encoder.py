@@ -111,6 +111,14 @@ def test_forward_is_differentiable_and_takes_any_multiple_of_16(tiny):
     assert pixels.grad.abs().sum() > 0
 
 
+def test_weights_loaded_in_inference_mode_can_be_trained(tiny_directory, photograph):
+    with torch.inference_mode():
+        encoder = Encoder.from_pretrained(tiny_directory)
+        pixels = encoder.preprocess(photograph, size=32)
+    encoder(pixels.clone()).cls.sum().backward()
+    assert encoder.backbone.blocks[0].mlp.fc1.weight.grad is not None
+
+
 def test_features_can_train_a_head(tiny, photograph):
     head = torch.nn.Linear(192, 2)
     head(tiny.encode(photograph).cls).sum().backward()

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import threading
+import weakref
 
 import pytest
 import torch
@@ -91,6 +92,41 @@ def test_results_are_the_callers_own(exported, format):
     kept = {name: output.clone() for name, output in first.items()}
     runtime.run(-torch.ones(1, 3, 32, 32))
     assert all(torch.equal(first[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_run_in_inference_mode_runs_outside_too(exported, format):
+    runtime, pixels = load_runtime(exported(format)), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        first = runtime.run(pixels)
+        for inside in (runtime.run(torch.ones(2, 3, 32, 32)), runtime.encode(torch.ones(3, 32, 32))._asdict()):
+            assert not any(output.is_inference() for output in inside.values())
+    assert torch.equal(runtime.run(pixels)["patches"], first["patches"])
+    torch.nn.Linear(64, 2)(first["cls"]).sum().backward()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_inputs_that_want_gradients_keep_no_graph(exported, format):
+    runtime, pixels = load_runtime(exported(format)), torch.rand(1, 3, 32, 32)
+    expected = runtime.run(pixels)["patches"]
+    wanting = pixels.clone().requires_grad_()
+    assert torch.equal(runtime.run(wanting)["patches"], expected)
+    assert not any(feature.requires_grad for feature in (*runtime(wanting), *runtime.encode(wanting)))
+    assert not runtime.preprocess(wanting)[0].requires_grad
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_runtime_that_is_let_go_frees_its_session_at_once(exported, format):
+    runtime = load_runtime(exported(format))
+    for count in range(1, 4):
+        runtime.run(torch.zeros(count, 3, 32, 32))
+    session = weakref.ref(runtime._session)
+    gc.disable()
+    try:
+        del runtime
+        assert session() is None
+    finally:
+        gc.enable()
 
 
 def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):

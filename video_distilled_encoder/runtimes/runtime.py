@@ -66,13 +66,14 @@ class Runtime:
         """
         refuse_forked(self._process, _LOADED)
         self._check(inputs)
-        inputs = inputs.detach().to(self.device)
-        with self._lock:
+        # buffers that are made in inference mode could never be written outside of it
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            inputs = inputs.detach().to(self.device)
             # The session's buffers are written again by the next call.
             parts = [self._run_filled(part) for part in inputs.split(self.artefact.batch[2])]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.artefact.outputs}
+            if len(parts) == 1:
+                return parts[0]
+            return {name: torch.cat([part[name] for part in parts]) for name in self.artefact.outputs}
 
     def __call__(self, inputs: Tensor) -> EncoderOutput:
         """Return the features of one batch, as `Encoder.__call__` does; input and errors as of `run`.
@@ -110,6 +111,7 @@ class Runtime:
         features = self(inputs)
         return EncoderOutput(*(feature.unflatten(0, lead) for feature in features)) if len(lead) > 1 else features
 
+    @torch.no_grad()
     def preprocess(
         self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
