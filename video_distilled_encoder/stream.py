@@ -29,6 +29,8 @@ from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images
 
+_AHEAD = 1.0
+"""Seconds that a camera's clock may be ahead."""
 _OPENED = "this stream was opened"
 
 
@@ -103,21 +105,23 @@ class Stream:
             frame: anything `encode` takes: an array (H, W, 3), a tensor (3, H, W), a list of cameras' frames, …;
                 on a GPU it must have been made on the default CUDA stream.
             time: when it was taken, in seconds on the clock `time.monotonic` (on Linux CLOCK_MONOTONIC, which camera
-                drivers use too); now by default.
+                drivers use too); now by default. A time up to a second ahead, as of a device whose clock runs a
+                little fast, counts as now.
             copy: cameras write the next frame into the same memory, so the frame is copied here. False saves that
                 for memory that nobody writes to again.
 
         Raises:
             InputError: the stream is closed, or this process was forked from the one that opened it, or the time lies
-                in the future, so it is of another clock.
+                more than a second in the future, so it is of another clock.
         """
         refuse_forked(self._process, _OPENED)
         now = monotonic()
         time = now if time is None else float(time)
-        if not time <= now:
+        if not time <= now + _AHEAD:
             raise InputError(
                 f"the frame's time {time} lies in the future ({now} now); give it on the clock time.monotonic()"
             )
+        time = min(time, now)
         image = _copy(frame) if copy else frame
         with self._lock:
             self._require_open()
