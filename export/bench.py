@@ -3,13 +3,17 @@
 Each row is measured in a process of its own, one after another, in several rounds of which the best counts: the network
 alone from normalised pixels, end to end from a uint8 frame in memory, the very first call, and the most memory.
 Beside them stands the matmul floor: the time of the network's matrix products alone at the best float32 rate of this
-machine (a runtime that computes in less, such as TF32 on a GPU, may go below it). What cannot run here is listed with
-the reason. DIR gets bench.csv, bench.json, bench.png, and the exports, which the next run uses again.
+machine (a runtime that computes in less, such as TF32 on a GPU, may go below it). What cannot run here, or takes longer
+than --timeout, is listed with the reason. DIR gets bench.csv, bench.json, bench.png, and the exports, which the next
+run of the same versions uses again. Interrupted, it prints and writes what it has measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -24,8 +28,9 @@ from export.benchmark.rounds import Rounds, Settings
 from export.benchmark.subjects import transformers_config
 from export.cli import parse_size
 from export.pipeline import FORMATS
+from export.versions import differences
 from video_distilled_encoder import Encoder
-from video_distilled_encoder.errors import InputError, command, import_pyplot
+from video_distilled_encoder.errors import InputError, command, import_pyplot, warn
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.preprocessing import check_size
 from video_distilled_encoder.runtimes.artefact import Artefact
@@ -49,6 +54,8 @@ def main() -> None:
     report.write(found, args.out)
     draw(found, args.out / "bench.png")
     print(f"\n{args.out / 'bench.csv'}, bench.json, bench.png")
+    if found.interrupted:
+        raise InputError("interrupted; what was measured until then is above and in these files")
 
 
 def bench(args: argparse.Namespace, directory: Path, encoder: Encoder) -> Report:
@@ -73,11 +80,23 @@ def bench(args: argparse.Namespace, directory: Path, encoder: Encoder) -> Report
         cache,
     )
     rows, failures = plan(wanted)
-    rounds = Rounds(rows, Settings(directory, cache, args.frame, args.device, args.threads, args.seconds, args.rounds))
-    rounds.run()
+    how = (args.frame, args.device, args.threads, args.seconds, args.rounds, args.timeout)
+    rounds = Rounds(rows, Settings(directory, cache, *how))
+    with _sigterm_as_interrupt():
+        rounds.run()
     groups = dict.fromkeys([*wanted.groups, *(row.group for row in rows)])
     floors = [Floor(*group, count_flops(encoder.config, *group) / 1e9, rounds.rates) for group in groups]
-    return Report(machine, settings(args), rounds.results, floors, [*failures, *rounds.failures])
+    return Report(machine, settings(args), rounds.results, floors, [*failures, *rounds.failures], rounds.interrupted)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM is as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -113,6 +132,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="spent on a figure in each round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="over all rows; the best counts (%(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=900.0, help="seconds that a row may take in each round (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help="for the results (%(default)s)")
     return parser.parse_args()
 
@@ -141,8 +163,8 @@ def check_arguments(args: argparse.Namespace, encoder: Encoder) -> None:
     for size in args.size:
         check_size(size, encoder.patch_size)
     least = min([*args.batch, args.threads, args.rounds])
-    if least < 1 or not 0 < args.seconds < float("inf"):
-        raise InputError("--batch, --threads and --rounds are 1 or more, and --seconds more than 0")
+    if least < 1 or not 0 < args.seconds < float("inf") or not args.timeout > 0:
+        raise InputError("--batch, --threads and --rounds are 1 or more, and --timeout and --seconds more than 0")
     if args.device != "cpu":
         args.device = str(cuda_device(args.device))
     for name in args.against:
@@ -178,6 +200,8 @@ def check_artefact(path: Path, device: str) -> None:
     made_for = artefact.device or kind
     if made_for != kind:
         raise InputError(f"{path} was made for {made_for}; give --device {made_for}, or export it for {kind}")
+    if other := differences(artefact.facts.get("versions", {})):
+        warn(f"{path} was exported by other versions, {other}, and is measured as it is; export it again to compare")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ class Job:
     """In fp32, on the device the export is for."""
     weights_sha256: str
     images: list[Path]
-    """Real photographs, for parity and calibration."""
+    """Real photographs, for parity and calibration, none of which is used for both."""
     precisions: Mapping[str, torch.dtype]
     """Of the format asked for: what each is computed in."""
     device: str = "cpu"
@@ -43,13 +43,31 @@ class Job:
     progress: Callable[[str], None] = lambda line: None
     """Told what is being done."""
 
-    def photographs(self, camera: Camera | None, limit: int = PARITY_IMAGES) -> list[Tensor]:
-        """Return images spread evenly over all, (3, H, W) uint8, of the camera's size if there is one."""
-        return list(self._photographs(camera, limit))
+    def judging(self, precision: str) -> list[Path]:
+        """Return the images that an export is compared with torch on: a quarter where others give it its ranges."""
+        return self.images[1::4] if precision == "int8" else self.images
+
+    def calibrating(self) -> list[Path]:
+        """Return the images that give int8 its ranges: all that do not judge them.
+
+        Raises:
+            InputError: there is but one image.
+        """
+        if len(self.images) < 2:
+            raise InputError(
+                f"int8 takes its ranges from some images and is compared with torch on others, and {self.images[0]} is "
+                "the only one; give a folder of some hundreds (--calibration)"
+            )
+        judging = set(range(1, len(self.images), 4))
+        return [image for number, image in enumerate(self.images) if number not in judging]
+
+    def photographs(self, artefact: Artefact) -> list[Tensor]:
+        """Return judging images, spread evenly over all, (3, H, W) uint8, of the camera's size if there is one."""
+        return list(_open(self.judging(artefact.precision), artefact.camera, PARITY_IMAGES))
 
     def calibration_inputs(self, artefact: Artefact) -> Iterator[Tensor]:
         """Yield inputs of the export's smallest batch, of real images; the last is filled up with its last image."""
-        images = self._photographs(artefact.camera, CALIBRATION_IMAGES)
+        images = _open(self.calibrating(), artefact.camera, CALIBRATION_IMAGES)
         least = artefact.batch[0]
         while batch := list(islice(images, least)):
             yield torch.cat([self._input(image, artefact) for image in batch + batch[-1:] * (least - len(batch))])
@@ -60,13 +78,15 @@ class Job:
             return self.encoder.preprocess(image, size=artefact.size or artefact.default_size)
         return (image.movedim(0, -1).contiguous() if artefact.camera.layout == "NHWC" else image)[None]
 
-    def _photographs(self, camera: Camera | None, limit: int) -> Iterator[Tensor]:
-        count = min(limit, len(self.images))
-        for number in range(count):
-            image = open_image(self.images[number * len(self.images) // count])
-            if camera:
-                image = image.resize((camera.width, camera.height))
-            yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+def _open(images: Sequence[Path], camera: Camera | None, limit: int) -> Iterator[Tensor]:
+    """Yield at most so many images, spread evenly over all."""
+    count = min(limit, len(images))
+    for number in range(count):
+        image = open_image(images[number * len(images) // count])
+        if camera:
+            image = image.resize((camera.width, camera.height))
+        yield torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from export import aoti, latency, onnx, openvino, parity, tensorrt
-from export.job import Job, find_images
+from export.job import CALIBRATION_IMAGES, Job, find_images
 from export.network import Network
 from export.versions import versions
 from video_distilled_encoder import Encoder, model_directory, runtimes
@@ -109,6 +109,7 @@ def export(
         std=encoder.config.std,
         interpolation=encoder.config.interpolation,
         crop_pct=encoder.config.crop_pct,
+        crop_mode=encoder.config.crop_mode,
     )
     check(artefact, encoder)
     if format == "tensorrt" and not engines.available():
@@ -200,11 +201,13 @@ def produce(job: Job, artefact: Artefact, path: Path) -> Artefact:
         InputError: it fails the parity gate, or a package is missing.
     """
     job.progress(f"{artefact.precision}: writing {artefact.format}")
-    if artefact.precision == "int8" and len(job.images) < FEW_IMAGES:
-        job.progress(f"int8: ranges of {len(job.images)} images only; give a few hundred of your own (--calibration)")
+    calibrating = min(len(job.calibrating()), CALIBRATION_IMAGES) if artefact.precision == "int8" else 0
     artefact, runtime = write(job, artefact, path)
     job.progress(f"{artefact.precision}: comparing with torch")
-    images = job.photographs(artefact.camera)
+    images = job.photographs(artefact)
+    if calibrating:
+        few = "; give a few hundred of your own (--calibration)" * (calibrating < FEW_IMAGES)
+        job.progress(f"int8: ranges of {calibrating} images, compared on {len(images)} that are not among them{few}")
     figures = parity.measure(job.encoder, runtime, images)
     layers: dict[str, parity.Parity] = {}
     if job.layer_parity:
@@ -216,6 +219,7 @@ def produce(job: Job, artefact: Artefact, path: Path) -> Artefact:
         "parity": parity.as_facts(figures),
         "layer_parity": parity.as_facts(layers),
         "parity_images": len(images),
+        **({"calibration_images": calibrating} if calibrating else {}),
         "latency_ms": asdict(time_run(runtime)),
         "device": str(runtime.device),
         "versions": versions(),

@@ -8,7 +8,7 @@ training.publish`). Given again, it goes on where it was stopped, training as `-
 training.pretrain` does; no result of the same weights and settings is measured twice.
 
 `--time 00:25:00` sets the length of all training, as `--max-time` of `python -m training.pretrain` does. Settings
-(`--run.precision bf16`) apply to all runs. Under torchrun the same command trains on every GPU.
+(`--run.compile true`) apply to all runs. Under torchrun the same command trains on every GPU.
 """
 
 from __future__ import annotations

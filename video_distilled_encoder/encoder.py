@@ -48,6 +48,7 @@ class Encoder(nn.Module):
         self.card = card
 
     @classmethod
+    @torch.inference_mode(False)  # weights made in that mode could never be trained
     def from_pretrained(
         cls,
         name: str | Path,
@@ -160,7 +161,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str = "center"
+        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
     ) -> EncoderOutput:
         """Encode images in any form, preprocessing included; no gradients.
 
@@ -169,7 +170,8 @@ class Encoder(nn.Module):
                 pixels are uint8, floating-point ones lie in [0, 1].
             size: pixels of the network's input, one number or (height, width); `image_size` by default.
             crop_mode: "center" (aspect kept, sides cut; what timm and transformers do), "squash" (the whole image,
-                stretched to `size`) or "whole" (the whole image, aspect kept, shorter side about `size`).
+                stretched to `size`) or "whole" (the whole image, aspect kept, shorter side about `size`); by default
+                that of `config`, "center" if the weights came with no other.
 
         Returns:
             Features with a leading batch dimension; (B, cameras, …) in gives (B, cameras, …) out.
@@ -180,7 +182,7 @@ class Encoder(nn.Module):
         return self(self.preprocess(images, size=size, crop_mode=crop_mode))
 
     def preprocess(
-        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str = "center"
+        self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
     ) -> Tensor:
         """Return the normalised pixels that `encode` hands to the network: (B, 3, H, W) on the encoder's device."""
         pixels = preprocess(

@@ -6,6 +6,7 @@ import errno
 import functools
 import importlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -80,6 +81,23 @@ def refuse_failed(failed: Sequence[InputError], total: int, what: str) -> None:
     if failed:
         lines = "\n  ".join(dict.fromkeys(map(str, failed)))
         raise InputError(f"{len(failed)} of {total} {what}:\n  {lines}")
+
+
+def refuse_forked(process: int, what: str) -> None:
+    """Refuse to use, in a process that was forked, what its parent has made: threads and locks do not come along.
+
+    Args:
+        process: number of the process that made it.
+        what: it was, and how.
+
+    Raises:
+        InputError: this is another process.
+    """
+    if os.getpid() != process:
+        raise InputError(
+            f"{what} before this process was forked, and its threads stayed behind; do that in the process that uses "
+            "it, and start processes with multiprocessing.get_context('spawn')"
+        )
 
 
 _usual_format = warnings.formatwarning

@@ -37,6 +37,8 @@ class ModelConfig:
     """How images are resized, with antialiasing: bicubic or bilinear."""
     crop_pct: float = 0.9
     """Share of the resized image's shorter side that a centre crop keeps."""
+    crop_mode: str = "center"
+    """How images are fitted where nothing else is asked for, see `Encoder.encode`: center or squash."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.architecture, str) or not timm.is_model(self.architecture):
@@ -52,6 +54,8 @@ class ModelConfig:
             raise InputError(f"std must be positive and crop_pct in (0, 1], got {self.std} and {self.crop_pct}")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise InputError(f"interpolation must be bicubic or bilinear, got {self.interpolation!r}")
+        if self.crop_mode not in ("center", "squash"):
+            raise InputError(f"crop_mode must be center or squash, got {self.crop_mode!r}")
 
     def build_backbone(self, **overrides: Any) -> VisionTransformer:
         """Build the backbone with random weights: no classifier, any input size that is a multiple of the patch size.
@@ -77,23 +81,27 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, config: Any) -> ModelConfig:
-        """Read timm's dialect of `config.json`.
+        """Read timm's dialect of `config.json`; older ones are flat, and have no `pretrained_cfg` in them.
 
         Raises:
             InputError: it names no timm architecture, or holds a value that is not usable.
         """
         if not isinstance(config, dict) or "architecture" not in config:
             raise InputError("it names no timm `architecture`")
-        image = config.get("pretrained_cfg", {})
+        image = config.get("pretrained_cfg", config)
         defaults = cls()
-        return cls(
+        read = cls(
             architecture=config["architecture"],
             model_args=config.get("model_args", {}),
             mean=tuple(image.get("mean", defaults.mean)),
             std=tuple(image.get("std", defaults.std)),
             interpolation=image.get("interpolation", defaults.interpolation),
             crop_pct=image.get("crop_pct", defaults.crop_pct),
+            crop_mode=image.get("crop_mode", defaults.crop_mode),
         )
+        if read.crop_mode == "squash" and read.crop_pct < 1:
+            raise InputError(f"crop_mode squash keeps the whole image, so crop_pct must be 1, got {read.crop_pct}")
+        return read
 
     def timm_json(self, backbone: VisionTransformer) -> dict[str, Any]:
         """Return timm's dialect, with no `num_classes` in model_args, as timm writes it: `AutoModel` refuses that."""
@@ -109,7 +117,7 @@ class ModelConfig:
                 "fixed_input_size": True,
                 "interpolation": self.interpolation,
                 "crop_pct": self.crop_pct,
-                "crop_mode": "center",
+                "crop_mode": self.crop_mode,
                 "mean": list(self.mean),
                 "std": list(self.std),
                 "num_classes": 0,
@@ -141,14 +149,19 @@ class ModelConfig:
         }
 
     def preprocessor_json(self, backbone: VisionTransformer) -> dict[str, Any]:
-        """Return transformers' image processor: the shorter side resized to size / crop_pct, then a centre crop."""
+        """Return transformers' image processor: the shorter side resized to size / crop_pct, then a centre crop.
+
+        Or, with the crop_mode squash, the whole image resized.
+        """
         height, width = image_size(backbone)
+        whole = self.crop_mode == "squash"
+        shorter = {"shortest_edge": math.floor(height / self.crop_pct)}
         return {
             "image_processor_type": "BitImageProcessor",
             "do_resize": True,
-            "size": {"shortest_edge": math.floor(height / self.crop_pct)},
+            "size": {"height": height, "width": width} if whole else shorter,
             "resample": {"bilinear": 2, "bicubic": 3}[self.interpolation],
-            "do_center_crop": True,
+            "do_center_crop": not whole,
             "crop_size": {"height": height, "width": width},
             "do_rescale": True,
             "rescale_factor": 1 / 255,

@@ -38,7 +38,7 @@ def preprocess(
     config: ModelConfig,
     *,
     size: int | tuple[int, int],
-    crop_mode: str,
+    crop_mode: str | None,
     multiple: int,
     device: torch.device,
 ) -> Tensor:
@@ -46,11 +46,11 @@ def preprocess(
 
     Args:
         images: any of the forms of `Images`.
-        config: mean, std, interpolation and crop_pct.
+        config: mean, std, interpolation, crop_pct and crop_mode.
         size: height and width of the result in pixels; one number means a square, or with "whole" the shorter side.
         crop_mode: "center" keeps the aspect ratio and cuts what is over, as timm and transformers do; "squash" resizes
             the whole image to exactly `size`; "whole" keeps the aspect ratio and the whole image, both sides rounded to
-            a multiple of the patch size.
+            a multiple of the patch size; None is the mode of `config`.
         multiple: the patch size.
         device: where the result lies.
 
@@ -60,6 +60,7 @@ def preprocess(
     Raises:
         InputError: something is not an image, or the sizes do not fit.
     """
+    crop_mode = config.crop_mode if crop_mode is None else crop_mode
     if crop_mode not in CROP_MODES:
         raise InputError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {crop_mode!r}")
     size = as_size(size)

@@ -12,6 +12,7 @@ nobody has taken.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -25,8 +26,12 @@ from PIL import Image
 from torch import Tensor
 
 from video_distilled_encoder.encoder import EncoderOutput
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images
+
+_AHEAD = 1.0
+"""Seconds that a camera's clock may be ahead."""
+_OPENED = "this stream was opened"
 
 
 class Encodes(Protocol):
@@ -89,6 +94,7 @@ class Stream:
         self._closed = False
         self._put = self._encoded = self._dropped = self._failed = 0
         self._dropped_at_last_result = 0
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="encoder stream", daemon=True)
         self._thread.start()
 
@@ -99,19 +105,23 @@ class Stream:
             frame: anything `encode` takes: an array (H, W, 3), a tensor (3, H, W), a list of cameras' frames, …;
                 on a GPU it must have been made on the default CUDA stream.
             time: when it was taken, in seconds on the clock `time.monotonic` (on Linux CLOCK_MONOTONIC, which camera
-                drivers use too); now by default.
+                drivers use too); now by default. A time up to a second ahead, as of a device whose clock runs a
+                little fast, counts as now.
             copy: cameras write the next frame into the same memory, so the frame is copied here. False saves that
                 for memory that nobody writes to again.
 
         Raises:
-            InputError: the stream is closed, or the time lies in the future, so it is of another clock.
+            InputError: the stream is closed, or this process was forked from the one that opened it, or the time lies
+                more than a second in the future, so it is of another clock.
         """
+        refuse_forked(self._process, _OPENED)
         now = monotonic()
         time = now if time is None else float(time)
-        if not time <= now:
+        if not time <= now + _AHEAD:
             raise InputError(
                 f"the frame's time {time} lies in the future ({now} now); give it on the clock time.monotonic()"
             )
+        time = min(time, now)
         image = _copy(frame) if copy else frame
         with self._lock:
             self._require_open()
@@ -130,10 +140,11 @@ class Stream:
 
         Raises:
             TimeoutError: there was none in time: the camera delivers no frames, or `encode` is slower than that.
-            InputError: the stream is closed.
+            InputError: the stream is closed, or this process was forked from the one that opened it.
             Exception: what `encode` raised since the last call; each is raised once (of several the newest), and the
                 stream goes on.
         """
+        refuse_forked(self._process, _OPENED)
         with self._lock:
             self._outcome_changed.wait_for(self._has_outcome, timeout)
             self._require_open()

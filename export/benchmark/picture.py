@@ -54,14 +54,15 @@ def _draw_panel(axis: Any, records: list[Record]) -> None:
     axis.barh(places, network, color=colours)
     axis.barh(places, rest, left=network, color=_PREPROCESSING)
     floor = records[0]["floor_ms"]
-    axis.axvline(floor, color=_FLOOR, linestyle=":")
+    if floor is not None:
+        axis.axvline(floor, color=_FLOOR, linestyle=":")
     for place, record, whole in zip(places, records, total, strict=True):
         speedup = record["speedup_end_to_end"]
         text = f"{whole:.{1 if whole < 100 else 0}f} ms" + (f" ({speedup:.2f}x)" if speedup else "")
         behind = {"color": "white", "pad": 1}  # the floor's line must not run through the figures
         axis.annotate(text, (whole, place), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=behind)
     axis.set_yticks(places, [record["name"] for record in records], fontsize=9)
-    axis.set_xlim(0, 1.18 * max(*total, floor))
+    axis.set_xlim(0, 1.18 * max(*total, floor or 0))
     axis.set_ylim(-0.6, len(records) - 0.4)
     over = records[0]["speedup_over"]
     beside = f"; in brackets: times as fast as {over}" if over else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from export.benchmark.rows import DTYPES, Failure, Group, Row
 from export.pipeline import FORMATS
-from export.versions import versions
+from export.versions import code_sha256, differences, versions
 from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact
@@ -84,6 +84,8 @@ def _artefact_rows(wanted: Wanted) -> Iterable[Row]:
         artefact = Artefact.read(path)
         camera = artefact.camera
         label = f"{path.name} of {camera.height}x{camera.width} frames" if camera else path.name
+        if differences(artefact.facts.get("versions", {})):
+            label += " (by other versions)"
         for size in [artefact.size] if artefact.size else dict.fromkeys(wanted.sizes):
             for batch in dict.fromkeys(wanted.batches):
                 yield Row(artefact.format, str(path), artefact.precision, size, batch, label)
@@ -91,7 +93,7 @@ def _artefact_rows(wanted: Wanted) -> Iterable[Row]:
 
 def export_key(directory: Path) -> str:
     """Return what tells apart exports of other weights, or by other versions."""
-    facts = {"weights": model_directory.weights_sha256(directory), "versions": versions()}
+    facts = {"weights": model_directory.weights_sha256(directory), "versions": versions(), "code": code_sha256()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

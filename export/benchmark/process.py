@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 from video_distilled_encoder.errors import InputError
@@ -16,32 +17,47 @@ WORKER = (sys.executable, "-c", _PROGRAM)
 """Looks for modules where this process does: with `-m`, a package `export` in the current folder would come first."""
 
 
-def ask(task: str, threads: int, **arguments: Any) -> Any:
-    """Run a task in a process of its own and return its result.
+def ask(task: str, threads: int, timeout: float | None = None, **arguments: Any) -> Any:
+    """Run a task in a process of its own and return its result; it ends, with all that it started, when this does.
 
     Args:
         task: of `worker.answer`.
         threads: of the CPU.
+        timeout: seconds that it may take; without it, as long as it takes.
         **arguments: of the task, as JSON can hold them.
 
     Raises:
-        InputError: it failed or crashed; the message is one line.
+        InputError: it failed, crashed or took too long; the message is one line.
     """
     request = json.dumps({"task": task, "threads": threads, "arguments": arguments})
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        WORKER, input=request, capture_output=True, text=True, errors="replace", env=environment, check=False
-    )
-    if done.returncode or not done.stdout:
-        raise InputError(_crash(done))
-    answer = json.loads(done.stdout)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        WORKER,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,  # so that the compilers it starts are ended with it
+    ) as worker:
+        try:
+            said, complaints = worker.communicate(request, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"it took longer than {timeout:g} s and was ended; give it more (--timeout)") from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+    if worker.returncode or not said:
+        raise InputError(_crash(worker.returncode, complaints))
+    answer = json.loads(said)
     if "error" in answer:
         raise InputError(answer["error"])
     return answer["result"]
 
 
-def _crash(done: subprocess.CompletedProcess[str]) -> str:
-    code = done.returncode
+def _crash(code: int, complaints: str) -> str:
     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in complaints.splitlines() if line.strip()]
     return f"its process ended with {how}" + (f": {lines[-1].strip()}" if lines else "")

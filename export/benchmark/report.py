@@ -51,6 +51,8 @@ class Report:
     results: Sequence[Result]
     floors: Sequence[Floor]
     failures: Sequence[Failure]
+    interrupted: bool = False
+    """Whether fewer rounds were measured than were asked for."""
 
     def records(self) -> list[Record]:
         """Return a record for each row measured, group by group, the fastest end to end first."""
@@ -112,6 +114,8 @@ def table(report: Report) -> str:
             lines.append(f"speed-up: of the network, over {baseline.row.name}. * fastest")
     if report.failures:
         lines += ["", "not measured:", *failure_lines(report.failures, several=len(report.floors) > 1)]
+    if report.interrupted:
+        lines += ["", "interrupted: these are the rounds that were over, perhaps not of all rows as many"]
     return "\n".join(lines)
 
 
@@ -139,6 +143,7 @@ def write(report: Report, folder: Path) -> None:
     content = {
         "machine": report.machine,
         "settings": report.settings,
+        "interrupted": report.interrupted,
         "floors": [_floor_record(floor) for floor in report.floors],
         "rows": records,
         "failures": failures,
@@ -198,6 +203,8 @@ def _floor_record(floor: Floor) -> Record:
 
 
 def _floor_line(floor: Floor) -> str:
+    if not floor.rates:
+        return f"matmul floor: {floor.gflop:.2f} GFLOP, whose time is not known"
     rates = ", ".join(f"{floor.ms(name):.2f} ms in {name} ({rate:,.0f} GFLOP/s)" for name, rate in floor.rates.items())
     return f"matmul floor: {floor.gflop:.2f} GFLOP take {rates}; x floor is over fp32"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,6 +33,8 @@ class Settings:
     seconds: float
     """For each figure in each round."""
     rounds: int
+    timeout: float
+    """Seconds that a row may take, to be exported or to be measured in one round."""
 
 
 class Rounds:
@@ -46,13 +49,15 @@ class Rounds:
         self.settings = settings
         self.rates: dict[str, float] = {}
         """Of matrix products, GFLOP/s by precision: the best of all rounds."""
+        self.interrupted = False
+        """Whether it was ended before all rounds were over."""
         self._found: dict[Row, list[Result]] = {row: [] for row in rows}
         self._failed: dict[Row, str] = {}
 
     @property
     def results(self) -> list[Result]:
-        """Of the rows that could be measured in every round."""
-        return [best(found) for row, found in self._found.items() if row not in self._failed]
+        """Of the rows that could be measured in every round that they came to."""
+        return [best(found) for row, found in self._found.items() if found and row not in self._failed]
 
     @property
     def failures(self) -> list[Failure]:
@@ -62,8 +67,17 @@ class Rounds:
     def run(self) -> None:
         """Export what is missing, then measure; a row that failed once is not tried again.
 
-        Interleaved, so that a machine whose speed varies does not favour a row.
+        Interleaved, so that a machine whose speed varies does not favour a row. Interrupted, it keeps what it has.
         """
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            for row, found in self._found.items():
+                if not found:
+                    self._failed.setdefault(row, "it was not its turn yet when all was interrupted")
+
+    def _run(self) -> None:
         rows, settings = list(self._found), self.settings
         missing = [row for row in rows if needs_export(row, settings.cache)]
         with tqdm(
@@ -77,7 +91,10 @@ class Rounds:
             for _ in range(settings.rounds):
                 for precision in PRECISIONS:
                     bar.set_postfix_str(f"matmul {precision}")
-                    self._measure_rate(precision)
+                    try:
+                        self._measure_rate(precision)
+                    except InputError as error:
+                        bar.write(f"no matmul floor in {precision}: {error}", file=sys.stderr)
                     bar.update()
                 for row in rows:
                     self._try(bar, row, row.name, self._measure)
@@ -105,4 +122,5 @@ class Rounds:
 
     @property
     def _ask(self) -> Callable[..., Any]:
-        return partial(ask, threads=self.settings.threads, device=self.settings.device)
+        settings = self.settings
+        return partial(ask, threads=settings.threads, timeout=settings.timeout, device=settings.device)

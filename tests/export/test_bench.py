@@ -2,9 +2,12 @@ import csv
 import json
 import math
 import shutil
+import signal
 import sys
+import time
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ pytest.importorskip("matplotlib")
 from export import bench, latency
 from export.bench import check_artefact
 from export.benchmark import floor, process, rounds, worker
+from export.benchmark import plan as plans
 from export.benchmark.floor import Floor, count_flops
 from export.benchmark.plan import Wanted, needs_export, plan
 from export.benchmark.report import Report, failure_lines, table
@@ -25,13 +29,14 @@ from export.benchmark.subjects import open_subject
 from export.latency import Latency
 from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError, ModelConfig
+from video_distilled_encoder.errors import InputWarning
 from video_distilled_encoder.preprocessing import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera, sidecar
 
 TIMM = "timm:vit_tiny_patch16_224"
 
 
-def answer_here(task, threads, **arguments):
+def answer_here(task, threads, timeout, **arguments):
     """Do in this process what a worker would do: starting one takes seconds."""
     answer = worker.answer(json.loads(json.dumps({"task": task, "threads": threads, "arguments": arguments})))
     if "error" in answer:
@@ -137,6 +142,88 @@ def test_a_crash_is_one_line(monkeypatch, code, message):
         process.ask("measure", 1)
 
 
+def is_alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_task_that_takes_too_long_is_ended_with_all_that_it_started(monkeypatch, tmp_path):
+    code = f"""
+import os, time
+if not os.fork():
+    open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", code))
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"took longer than 5 s and was ended; give it more \(--timeout\)"):
+        process.ask("measure", 1, timeout=5)
+    assert time.monotonic() - begin < 30
+    child = int((tmp_path / "pid").read_text())
+    while time.monotonic() - begin < 30 and is_alive(child):
+        time.sleep(0.05)
+    assert not is_alive(child)
+
+
+TIMES = {"median": 2.0, "p95": 3.0, "p99": 4.0, "first": 5.0, "calls": 20}
+MEASURED = {"network": TIMES, "end_to_end": TIMES, "memory_mib": 300.0, "load_seconds": 1.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_measured_is_kept_when_it_is_interrupted(
+    run_command, monkeypatch, command_line, capsys, tmp_path, number
+):
+    asked = []
+
+    def ask(task, threads, timeout, **arguments):
+        assert timeout == 7
+        asked.append(arguments.get("row", {}).get("kind"))
+        if task == "matmul_rate":
+            raise InputError("its process ended with SIGILL")
+        if asked.count("timm") == 1:
+            signal.raise_signal(number)
+        return MEASURED
+
+    monkeypatch.setattr(rounds, "ask", ask)
+    before = signal.getsignal(signal.SIGTERM)
+    chosen = ("--formats", "torch", "--precisions", "fp32", "--against", TIMM, "--rounds", "3", "--timeout", "7")
+    error = run_command(bench.main, *command_line, *chosen)
+    assert error == "error: interrupted; what was measured until then is above and in these files"
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert found["interrupted"]
+    assert [row["name"] for row in found["rows"]] == ["torch eager fp32"]
+    assert [(row["name"], row["reason"]) for row in found["failures"]] == [
+        (f"{TIMM} fp32", "it was not its turn yet when all was interrupted")
+    ]
+    printed = capsys.readouterr()
+    assert "interrupted: these are the rounds that were over" in printed.out
+    assert "no matmul floor in fp32: its process ended with SIGILL" in printed.err
+    assert (tmp_path / "bench" / "bench.png").is_file()
+
+
+def test_exports_of_other_versions_are_made_anew_or_said_to_be_such(
+    camera_export, tiny_directory, tmp_path, monkeypatch, recwarn
+):
+    check_artefact(camera_export, "cpu")
+    assert not recwarn.list
+    out = tmp_path / camera_export.name
+    shutil.copy(camera_export, out)
+    artefact = Artefact.read(camera_export)
+    older = {name: text for name, text in artefact.facts["versions"].items() if name != "video_distilled_encoder"}
+    replace(artefact, facts={**artefact.facts, "versions": older | {"torch": "2.0"}}).write(sidecar(out))
+    here = f"video_distilled_encoder of an older version .here {version('video_distilled_encoder')}., torch 2.0 .here"
+    with pytest.warns(InputWarning, match=f"was exported by other versions, {here} .*export it again to compare"):
+        check_artefact(out, "cpu")
+    wanted = Wanted(tiny_directory, [(64, 64)], [1], ["onnx"], ["fp32"], [], [out], "cpu", tmp_path / "exports")
+    (own, given), _ = plan(wanted)
+    assert given.label == "camera.onnx of 90x160 frames (by other versions)"
+    monkeypatch.setattr(plans, "code_sha256", lambda: "changed")
+    assert plan(wanted)[0][0].source != own.source
+
+
 def test_what_a_library_raises_is_one_line(monkeypatch):
     def broken(*arguments):
         raise RuntimeError("bad kernel\nat 0x00\n")
@@ -152,7 +239,7 @@ def test_what_a_library_raises_is_one_line(monkeypatch):
 def test_a_row_that_fails_is_listed_and_not_tried_again(run_command, monkeypatch, command_line, capsys, tmp_path):
     asked = []
 
-    def ask(task, threads, **arguments):
+    def ask(task, threads, timeout, **arguments):
         asked.append((task, arguments.get("row", {}).get("kind")))
         if asked[-1] == ("measure", "timm"):
             raise InputError("its process ended with SIGSEGV")

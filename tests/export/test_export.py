@@ -1,6 +1,9 @@
 import contextlib
+import dataclasses
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from export import cli, parity, pipeline  # noqa: E402
+from export.job import Job  # noqa: E402
 from export.network import Network, cubic_weights  # noqa: E402
 from export.pipeline import export  # noqa: E402
 from video_distilled_encoder import Encoder, InputError, load_runtime  # noqa: E402
@@ -123,6 +127,33 @@ def test_int8_of_a_fixed_batch(shallow_directory, tmp_path, photograph):
     assert cosine(load_runtime(tmp_path / "e.onnx").encode(photograph).patches, expected.patches) > 0.998
 
 
+@pytest.mark.parametrize(("count", "judges"), [(2, 1), (4, 1), (5, 1), (8, 2), (400, 100)])
+def test_the_images_that_give_int8_its_ranges_do_not_judge_it(count, judges):
+    images = [Path(f"{number}.jpg") for number in range(count)]
+    job = Job("", None, "", images, {})
+    assert len(job.judging("int8")) == judges
+    assert sorted(job.judging("int8") + job.calibrating()) == sorted(images)
+    assert job.judging("fp32") == images
+
+
+def test_int8_says_what_it_is_calibrated_and_compared_on(shallow_directory, tmp_path, photograph, monkeypatch):
+    seen = {"ranges": [], "compared": []}
+    ranges, compare = Job._input, parity.measure
+    monkeypatch.setattr(Job, "_input", lambda *rest: seen["ranges"].append(rest[1]) or ranges(*rest))
+    monkeypatch.setattr(parity, "measure", lambda *rest: seen["compared"].extend(rest[-1]) or compare(*rest))
+    said = []
+    options = {"precision": "int8", "size": SIZE, "layer_parity": False, "progress": said.append}
+    artefact = export(shallow_directory, tmp_path / "e.onnx", **options)
+    assert (artefact.facts["calibration_images"], artefact.facts["parity_images"]) == (3, 1)
+    assert any("ranges of 3 images, compared on 1 that are not among them; give a few hundred" in line for line in said)
+    assert (len(seen["ranges"]), len(seen["compared"])) == (3, 1)
+    assert not any(torch.equal(seen["compared"][0], image) for image in seen["ranges"])
+    (tmp_path / "one").mkdir()
+    shutil.copy(photograph, tmp_path / "one")
+    with pytest.raises(InputError, match="is the only one; give a folder of some hundreds"):
+        export(shallow_directory, tmp_path / "f.onnx", calibration=tmp_path / "one", **options)
+
+
 def graph_for_tensorrt(directory, folder, **options):
     """Return the graph that is left where TensorRT is not installed."""
     with pytest.MonkeyPatch.context() as patch:
@@ -188,6 +219,15 @@ def test_camera_frames_are_preprocessed_inside(shallow_directory, tmp_path, phot
         runtime.run(torch.zeros(1, 270, 480, 3))
     with pytest.raises(InputError, match="leave size and crop_mode out"):
         runtime.encode(frame, size=128)
+
+
+def test_an_export_fits_images_as_its_encoder_does(shallow_directory, tmp_path, photograph):
+    encoder = Encoder.from_pretrained(shallow_directory)
+    encoder.config = dataclasses.replace(encoder.config, crop_mode="squash", crop_pct=1.0)
+    encoder.save_pretrained(tmp_path / "squash")
+    export(tmp_path / "squash", tmp_path / "e.onnx", size=SIZE, layer_parity=False)
+    got = load_runtime(tmp_path / "e.onnx").encode(photograph)
+    assert cosine(got.patches, encoder.encode(photograph, size=SIZE, crop_mode="squash").patches) > 0.99999
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ import torch
 from PIL import Image
 
 from training.common.yaml_files import names_in
+from training.data.frame_store import open_stores
 from training.engine import checkpoint
-from training.engine.assembly import build_method
+from training.engine.assembly import build_method, clip_index
+from training.engine.directory import digest_of
 from training.engine.initial_weights import start_from
 from training.engine.log import read_log
 from training.engine.run import pretrain
 from training.pretrain import main
 from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import Encoder, InputError
+from video_distilled_encoder.errors import InputWarning
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,81 @@ def test_a_damaged_checkpoint_is_passed_over(run, tmp_path):
         assert checkpoint.load_newest(tmp_path / "checkpoints").step == 4
 
 
+def test_where_all_checkpoints_are_damaged_the_run_is_not_begun_anew(run, clip, frames, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    for state in out.glob("checkpoints/*/state.json"):
+        state.write_text("[]")
+    log = (out / "log.jsonl").read_bytes()
+    names = "step-00000008, step-00000004"
+    with (
+        pytest.warns(InputWarning, match="passed over"),
+        pytest.raises(InputError, match=f"no checkpoint in .* is whole: {names}; put a whole one there, or begin"),
+    ):
+        pretrain([clip], out, read_recipe("smoke"), frames=frames, resume=True)
+    assert (out / "log.jsonl").read_bytes() == log
+
+
+def test_what_lies_beside_checkpoints_stays_and_a_damaged_one_takes_no_place(run, tmp_path):
+    root = tmp_path / "checkpoints"
+    shutil.copytree(run / "checkpoints", root)
+    theirs = {"step-00000002-keep", "step-best", "step-00000001-note.txt", "step-7"}
+    for name in theirs:
+        (root / name).write_text("mine") if name.endswith("txt") else (root / name).mkdir()
+    (root / "step-00000008" / "state.json").unlink()
+    with pytest.warns(InputWarning, match="passed over"):
+        saved = checkpoint.load_newest(root)
+    assert saved.step == 4
+    with checkpoint.CheckpointWriter(root, keep=1) as writer:
+        writer.save(replace(saved, step=5))
+    assert {path.name for path in root.iterdir()} == {*theirs, "step-00000005", "step-00000008"}
+
+
+def test_a_half_line_of_the_log_is_left_out(losses, run, clip, frames, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    with (out / "log.jsonl").open("ab") as file:
+        file.write(b'{"step": 9, "loss": 1.2\xff')
+    with pytest.warns(InputWarning, match=r"log\.jsonl has lines that were not written whole: 1 of 9, left out"):
+        pretrain([clip], out, read_recipe("smoke"), frames=frames, resume=True)
+    assert losses(out) == losses(run)
+
+
+def test_a_directory_in_which_a_run_is_at_work_is_refused(run, clip, frames, tmp_path):
+    out, recipe = tmp_path / "run", read_recipe("smoke")
+    shutil.copytree(run, out)
+    program = """
+import os, sys
+from pathlib import Path
+from training.engine.directory import held
+with held(Path(sys.argv[1])):
+    if not os.fork():  # as workers are: it holds nothing, and its end frees nothing
+        os._exit(0)
+    os.wait()
+    print("held", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"another run is at work in {out}"):
+            pretrain([clip], out, recipe, frames=frames, resume=True)
+        other.communicate("\n")
+    pretrain([clip], out, recipe, frames=frames, resume=True)
+    assert not (out / ".lock").exists()
+
+
+def test_a_run_does_not_go_on_with_other_videos(run, clip, make_video, frames, tmp_path):
+    with pytest.raises(InputError, match=r"started with other videos, .* \(1, 0\.0 h, and now 2, 0\.0 h\); give those"):
+        pretrain([clip, make_video(seconds=3)], run, read_recipe("smoke"), frames=frames, resume=True)
+    store = next(path for path in frames.rglob("*.zip"))
+    index = [clip_index(read_recipe("smoke"), open_stores({store: "a"})) for _ in range(3)]
+    index[1].stores[0].times += 0.001
+    index[2].stores[0].shots[-1] += 1
+    assert len({digest_of(one) for one in index}) == 3
+
+
 @pytest.mark.parametrize("targets", ["centering", "sinkhorn_knopp"])
 def test_bf16_learns_as_fp32_does(losses, clip, frames, tmp_path, targets):
     for precision in ("fp32", "bf16"):
@@ -154,7 +233,7 @@ def test_a_time_too_short_to_begin_is_refused(clip, frames, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(losses, clip, frames, tmp_path):
     recipe = read_recipe("smoke", ["--optimizer.learning_rate=1e30", "--run.checkpoint_every=1"])
-    with pytest.raises(InputError, match=r"the loss became nan at step \d+; lower optimizer.learning_rate"):
+    with pytest.raises(InputError, match=r"the loss became nan at step \d+; lower .*, in another --out.* --init-from"):
         pretrain([clip], tmp_path / "bad", recipe, frames=frames)
     saved = checkpoint.load_newest(tmp_path / "bad" / "checkpoints")
     assert saved.step < len(losses(tmp_path / "bad"))

@@ -71,12 +71,12 @@ def test_cameras_come_back_as_cameras(tiny):
     assert torch.allclose(nested.cls, out.cls, atol=1e-5)
 
 
-def assert_equal_but_for_rounding(one, other):
+def assert_equal_but_for_rounding(one, other, most=4):
     """PIL rounds and clips to 8 bits after each of its two passes; ours does not."""
     levels = (one - other).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255
     assert levels.mean() < 0.3
     assert levels.flatten().quantile(0.998) < 1
-    assert levels.max() < 4
+    assert levels.max() < most
 
 
 def test_preprocessing_agrees_with_timm_but_for_rounding(encoder, photograph):
@@ -109,6 +109,14 @@ def test_forward_is_differentiable_and_takes_any_multiple_of_16(tiny):
     assert out.grid.shape == (1, 64, 3, 7)
     out.patches.square().sum().backward()
     assert pixels.grad.abs().sum() > 0
+
+
+def test_weights_loaded_in_inference_mode_can_be_trained(tiny_directory, photograph):
+    with torch.inference_mode():
+        encoder = Encoder.from_pretrained(tiny_directory)
+        pixels = encoder.preprocess(photograph, size=32)
+    encoder(pixels.clone()).cls.sum().backward()
+    assert encoder.backbone.blocks[0].mlp.fc1.weight.grad is not None
 
 
 def test_features_can_train_a_head(tiny, photograph):
@@ -222,6 +230,65 @@ def test_other_mean_and_std_travel_with_the_weights(tmp_path):
     Encoder(config.build_backbone(), config).save_pretrained(tmp_path / "other")
     loaded = Encoder.from_pretrained(tmp_path / "other")
     assert (loaded.config.mean, loaded.config.std, loaded.config.crop_pct) == ((0.5,) * 3, (0.4,) * 3, 1.0)
+
+
+def changed(directory, copy, change):
+    """Copy a model directory, and change its config.json."""
+    shutil.copytree(directory, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(change(config)))
+    (copy / "SHA256SUMS").unlink()
+    return copy
+
+
+@pytest.mark.filterwarnings("ignore:.*unchecked")
+def test_an_older_flat_configuration_is_read_as_timm_reads_it(tiny_directory, tmp_path):
+    own = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "crop_pct": 1.0, "interpolation": "bilinear"}
+
+    def flatten(config):
+        return {key: value for key, value in config.items() if key != "pretrained_cfg"} | config["pretrained_cfg"] | own
+
+    flat = changed(tiny_directory, tmp_path / "flat", flatten)
+    nested = changed(tiny_directory, tmp_path / "nested", lambda c: c | {"pretrained_cfg": c["pretrained_cfg"] | own})
+    config = Encoder.from_pretrained(flat).config
+    assert config == Encoder.from_pretrained(nested).config
+    assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert (config.crop_pct, config.interpolation) == (1.0, "bilinear")
+
+
+@pytest.mark.filterwarnings("ignore:.*unchecked")
+def test_the_crop_mode_of_a_configuration_is_kept(tiny_directory, tmp_path, photograph):
+    def with_mode(mode, share=1.0):
+        fitting = {"crop_mode": mode, "crop_pct": share}
+        return changed(
+            tiny_directory,
+            tmp_path / f"{mode}{share}",
+            lambda c: c | {"pretrained_cfg": c["pretrained_cfg"] | fitting},
+        )
+
+    squash = Encoder.from_pretrained(with_mode("squash"))
+    image = Image.open(photograph).convert("RGB")
+    pixels = squash.preprocess(image)
+    assert torch.equal(pixels, squash.preprocess(image, crop_mode="squash"))
+    assert not torch.equal(pixels, squash.preprocess(image, crop_mode="center"))
+    squash.save_pretrained(tmp_path / "again")
+    assert Encoder.from_pretrained(tmp_path / "again").config == squash.config
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(
+            {
+                "input_size": (3, 224, 224),
+                **json.loads((tmp_path / "again" / "config.json").read_text())["pretrained_cfg"],
+            }
+        )
+    )
+    assert_equal_but_for_rounding(transform(image)[None], pixels, 8)
+    theirs = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(tmp_path / "again")
+    assert_equal_but_for_rounding(theirs(image, return_tensors="pt")["pixel_values"], pixels, 8)
+    assert Encoder.from_pretrained(with_mode("center")).config.crop_mode == "center"
+    with pytest.raises(InputError, match="crop_mode must be center or squash, got 'border'"):
+        Encoder.from_pretrained(with_mode("border"))
+    with pytest.raises(InputError, match="squash keeps the whole image, so crop_pct must be 1"):
+        Encoder.from_pretrained(with_mode("squash", 0.9))
 
 
 def copy_of(directory, tmp_path):

@@ -1,9 +1,12 @@
 import gc
 import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 pytest.importorskip("onnxruntime")
 
 from export.pipeline import export
-from video_distilled_encoder import Encoder, InputError, load_runtime
+from video_distilled_encoder import Encoder, InputError, Stream, load_runtime
 from video_distilled_encoder.runtimes import artefact as artefacts
 from video_distilled_encoder.runtimes.artefact import SUFFIXES
 
@@ -90,6 +93,41 @@ def test_results_are_the_callers_own(exported, format):
     kept = {name: output.clone() for name, output in first.items()}
     runtime.run(-torch.ones(1, 3, 32, 32))
     assert all(torch.equal(first[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_run_in_inference_mode_runs_outside_too(exported, format):
+    runtime, pixels = load_runtime(exported(format)), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        first = runtime.run(pixels)
+        for inside in (runtime.run(torch.ones(2, 3, 32, 32)), runtime.encode(torch.ones(3, 32, 32))._asdict()):
+            assert not any(output.is_inference() for output in inside.values())
+    assert torch.equal(runtime.run(pixels)["patches"], first["patches"])
+    torch.nn.Linear(64, 2)(first["cls"]).sum().backward()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_inputs_that_want_gradients_keep_no_graph(exported, format):
+    runtime, pixels = load_runtime(exported(format)), torch.rand(1, 3, 32, 32)
+    expected = runtime.run(pixels)["patches"]
+    wanting = pixels.clone().requires_grad_()
+    assert torch.equal(runtime.run(wanting)["patches"], expected)
+    assert not any(feature.requires_grad for feature in (*runtime(wanting), *runtime.encode(wanting)))
+    assert not runtime.preprocess(wanting)[0].requires_grad
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_runtime_that_is_let_go_frees_its_session_at_once(exported, format):
+    runtime = load_runtime(exported(format))
+    for count in range(1, 4):
+        runtime.run(torch.zeros(count, 3, 32, 32))
+    session = weakref.ref(runtime._session)
+    gc.disable()
+    try:
+        del runtime
+        assert session() is None
+    finally:
+        gc.enable()
 
 
 def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):
@@ -322,3 +360,45 @@ def test_an_export_runs_where_it_was_made_for_unless_told(exported, tmp_path, mo
         load_runtime(path, device="cuda:1")
     assert opened == ["cpu", "cuda:1", "cuda", "cuda:1"]
     assert replace(artefacts.Artefact.read(out), format="tensorrt").device == "cuda"
+
+
+def told_in_a_fork(use):
+    """Return the error of a call in a forked process; torch itself may not be used there."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(20)  # what waits for a thread that is not there waits for ever
+        try:
+            use()
+        except InputError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_runtime_of_a_forked_process_says_so(exported, one_thread, format):
+    runtime = load_runtime(exported(format), threads=1)
+    pixels = torch.zeros(1, 3, 32, 32)
+    runtime.run(pixels)
+    for use in (lambda: runtime.run(pixels), lambda: runtime.encode(pixels[0])):
+        assert told_in_a_fork(use).startswith("this runtime was loaded before this process was forked")
+    with Stream(runtime) as stream:
+        for use in (lambda: stream.put(pixels[0]), stream.get):
+            assert told_in_a_fork(use).startswith("this stream was opened before this process was forked")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_pickled_runtime_is_opened_anew_from_its_file(exported, tmp_path, monkeypatch, format):
+    out = exported(format)
+    monkeypatch.chdir(out.parent)
+    runtime = load_runtime(out.name, threads=1)
+    monkeypatch.chdir(tmp_path)  # a process may have another
+    again = pickle.loads(pickle.dumps(runtime))
+    assert again is not runtime
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again.run(pixels)["patches"], runtime.run(pixels)["patches"])

@@ -150,6 +150,15 @@ def test_age_runs_from_put_or_the_given_time_until_the_result_is_taken(stream, h
     assert 5 <= result.age <= monotonic() - before + 5
 
 
+@pytest.mark.parametrize("ahead", [0.001, 0.9])
+def test_a_time_slightly_ahead_counts_as_now(stream, held, ahead):
+    stream.put(frame(1), time=monotonic() + ahead)
+    held.let_go()
+    result = stream.get(LONG)
+    assert result.frame_time <= monotonic()
+    assert result.age >= 0
+
+
 @pytest.mark.parametrize("wrong", [1e12, float("nan")])
 def test_a_time_of_another_clock_is_refused(stream, wrong):
     with pytest.raises(InputError, match=r"in the future .* time\.monotonic"):

@@ -275,7 +275,8 @@ def test_frames_are_taken_as_bytes(trt, gpu, tmp_path):
     wanted = options(input_name="frames", input_shape=(32, 32, 3))
     path = tmp_path / "encoder.engine"
     path.write_bytes(tensorrt.build(write_graph(tmp_path / "e.onnx", camera=True), wanted, CPU))
-    runtime = Runtime(artefact := artefact_of(path, Camera(32, 32)), tensorrt.TensorRtSession(path, artefact, CPU))
+    artefact = artefact_of(path, Camera(32, 32))
+    runtime = Runtime(artefact, tensorrt.TensorRtSession(path, artefact, CPU), lambda: runtime)
     frames = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     outputs = {name: value / 255 for name, value in runtime.run(frames).items()}
     assert_same(outputs, frames.movedim(-1, 1) / 255)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 _GROUP = Path("/sys/fs/cgroup")
+_SHARED = Path("/dev/shm")
+_FACTS = Path("/proc/cpuinfo")
 
 
 def processors() -> int:
@@ -30,3 +33,20 @@ def free_memory() -> int:
         return free if limit == "max" else min(free, int(limit) - int(used))
     except (OSError, ValueError):
         return free
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes that processes may still share in /dev/shm, of which containers have 64 MB; None without it."""
+    try:
+        return shutil.disk_usage(_SHARED).free
+    except OSError:
+        return None
+
+
+def has_bf16_units() -> bool:
+    """Tell whether the processor multiplies bf16 matrices itself; others emulate it, several times slower than fp32."""
+    try:
+        words = _FACTS.read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)

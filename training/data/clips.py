@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from training.data.frame_store import FrameStore
 from video_distilled_encoder.errors import InputError, warn
+from video_distilled_encoder.recent import Recent
 from video_distilled_encoder.video import nearest
 
 
@@ -91,7 +91,7 @@ class ClipIndex:
             raise InputError(f"no video {_why_no_clip(without, furthest)}")
         if without:
             warn(f"{len(without)} of {len(stores)} videos give no clip: none {_why_no_clip(without, furthest)}")
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._orders: Recent[int, np.ndarray] = Recent(2)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -104,7 +104,7 @@ class ClipIndex:
         """
         number = self.number_of(position)
         epoch, index = divmod(number, len(self))
-        clip = self._order(epoch)[index]
+        clip = self._orders.get(epoch, self._shuffle)[index]
         store, frames = self.stores[self.videos[clip]], self.frames[clip]
         if self.spec.gap:
             gap = np.random.default_rng([self.seed, 2, number]).uniform(*self.spec.gap)
@@ -128,13 +128,6 @@ class ClipIndex:
         seconds = times[self.frames + begins[self.videos][:, None]]
         return (seconds - seconds[:, :1]).mean(0).tolist()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._order = lru_cache(maxsize=2)(self._shuffle)
-
     def _shuffle(self, epoch: int) -> np.ndarray:
         shuffle = np.random.default_rng([self.seed, epoch]).permutation
         return shuffle(self._balanced(epoch)) if self.balance else shuffle(len(self))
@@ -150,8 +143,8 @@ class ClipIndex:
             first, last = epoch * share, (epoch + 1) * share
             rounds = range(first // len(clips), -(-last // len(clips)))
             row = [np.random.default_rng([self.seed, number, n]).permutation(clips) for n in rounds]
-            chosen += [clip for part in row for clip in part][first - rounds.start * len(clips) :][:share]
-        return np.array(chosen)
+            chosen.append(np.concatenate([*row, clips[:0]])[first - rounds.start * len(clips) :][:share])
+        return np.concatenate(chosen)
 
     def _shares(self, members: Sequence[np.ndarray]) -> list[int]:
         """Return how many clips of an epoch each folder has; together all."""

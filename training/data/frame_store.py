@@ -24,11 +24,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from training.common.digests import remembered_sha256
 from training.data import jpeg
 from training.data.box import Box
 from training.data.cuts import find_cuts, thumbnail
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_path, reading, sha256
+from video_distilled_encoder.files import atomic_path, reading
 from video_distilled_encoder.video import VideoFrame, read_frames
 
 _META = "video.json"
@@ -68,7 +69,7 @@ def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
         InputError: the video is missing, unreadable, empty, damaged or truncated. No store is left behind then.
     """
     with reading(video):
-        digest = sha256(video)
+        digest = remembered_sha256(video)
     path = root / config.folder / f"{digest[:16]}.zip"
     if path.exists():
         return path

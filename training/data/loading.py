@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.common.distributed import World
 from training.common.machine import processors
+from training.common.sharing import Collate
 from training.data.batch import Batch, collate
 from training.data.clips import ClipIndex
 from training.data.photometric import PhotometricConfig, draw_parameters
 from training.data.resident import table_of
 from training.data.views import View, ViewsConfig, cut_all
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Place(NamedTuple):
@@ -130,30 +136,53 @@ def load_batches(
     if workers is None:
         workers = min(max(processors() // world.local_size - 1, 1), 16)
     in_memory = clips.resident or any(store.pixels is not None for store in clips.index.stores)
+    pinned = world.device.type == "cuda"
+    made = Collate(collate, workers * world.local_size)
     loader = DataLoader(
         clips,
         batch_sampler=schedule,
         num_workers=workers,
-        collate_fn=collate,
-        pin_memory=world.device.type == "cuda",
+        collate_fn=made,
+        pin_memory=pinned,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
         # forked workers share what is in memory
         multiprocessing_context="fork" if in_memory and workers else None,
     )
-    batches = iter(loader)
+    with _signals_held():
+        batches = iter(loader)
     try:
-        yield from batches
+        for batch in batches:
+            yield made.received(batch, pin_memory if pinned else lambda batch: batch)
     finally:
         if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()
+            _end(batches)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within, no signal that asks to stop arrives; afterwards it does, but not in processes that were begun within.
+
+    Such a signal comes to the whole group of processes, and must not take the batches from the last step. A worker
+    could not see to it by itself: it takes a while until it does anything.
+    """
+    resource_tracker.ensure_running()  # which lets the signals through when it is begun
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(batches: _MultiProcessingDataLoaderIter) -> None:
+    """End the workers, those too that do not come back from what they do, for no signal reaches them but the last."""
+    workers = batches._workers
+    batches._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _start_worker(worker: int) -> None:
-    """Keep a worker on one processor, which it shares with others of its kind, and leave it to the main process to end.
-
-    A signal that asks the whole group of processes to stop must not take the batches from the last step.
-    """
+    """Keep a worker on one processor, which it shares with others of its kind."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -11,19 +11,22 @@ There is no state of random-number generators: whatever is random is drawn from 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from training.engine.plan import Plan
+from video_distilled_encoder.errors import InputError, first_line, warn
 from video_distilled_encoder.files import atomic_directory, read_tensors, sha256
 
 _TENSORS = ("model", "optimizer")
+_NAME = re.compile(r"step-\d{8,}")
 
 
 @dataclass
@@ -82,8 +85,9 @@ def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write(root: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write a checkpoint into `root`, then delete all but the newest `keep`."""
-    with atomic_directory(root / f"step-{checkpoint.step:08d}") as staging:
+    """Write a checkpoint into `root`, then delete those before it but the newest, so that `keep` are left."""
+    path = root / f"step-{checkpoint.step:08d}"
+    with atomic_directory(path) as staging:
         sums = {}
         for name in _TENSORS:
             file = staging / f"{name}.safetensors"
@@ -91,13 +95,19 @@ def _write(root: Path, checkpoint: Checkpoint, keep: int) -> None:
             sums[file.name] = sha256(file)
         state = {"step": checkpoint.step, "plan": checkpoint.plan.knots, "sha256": sums}
         (staging / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for old in _paths(root)[keep:]:
+    paths = find(root)
+    for old in paths[paths.index(path) + keep :]:
         shutil.rmtree(old)
 
 
 def load_newest(root: Path) -> Checkpoint | None:
-    """Load the newest checkpoint whose files are whole; damaged ones are passed over with a warning."""
-    for path in _paths(root):
+    """Load the newest checkpoint whose files are whole; damaged ones are passed over with a warning.
+
+    Raises:
+        InputError: there are checkpoints, and all are damaged.
+    """
+    paths = find(root)
+    for path in paths:
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             for name, digest in state["sha256"].items():
@@ -105,11 +115,17 @@ def load_newest(root: Path) -> Checkpoint | None:
                     raise OSError(f"{name} does not match its checksum")
             plan = Plan(tuple((step, progress) for step, progress in state["plan"]))
             return Checkpoint(state["step"], plan, *(read_tensors(path / f"{name}.safetensors") for name in _TENSORS))
-        except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"the checkpoint {path} is damaged ({error}) and passed over", stacklevel=2)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            warn(f"the checkpoint {path} is damaged ({first_line(error)}) and passed over")
+    if paths:
+        raise InputError(
+            f"no checkpoint in {root} is whole: {', '.join(path.name for path in paths)}; put a whole one there, or "
+            "begin a run anew in another --out"
+        )
     return None
 
 
-def _paths(root: Path) -> list[Path]:
-    """Return the checkpoints in `root`, newest first."""
-    return sorted(root.glob("step-*"), reverse=True)
+def find(root: Path) -> list[Path]:
+    """Return the checkpoints in `root`, newest first; what the user keeps beside them has other names."""
+    paths = (path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)

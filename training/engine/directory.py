@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -14,11 +17,50 @@ from training.common import distributed
 from training.common.distributed import World
 from training.data.clips import ClipIndex
 from training.data.sheet import draw_sheet
+from training.engine import handover
 from training.engine.assembly import clip_views
 from training.methods.method import Method
 from training.recipes.recipe import Recipe, read_recipe
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, warn
 from video_distilled_encoder.files import write_json
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep a run directory, which is made if it is missing, from other runs; one in which nothing was written goes.
+
+    Raises:
+        InputError: another process has it, or it cannot be made.
+    """
+    lock = out / _LOCK
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    with file:
+        if not _lock(lock, file):
+            raise InputError(f"another run is at work in {out}; wait for its end, or choose another --out")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not empty
+                out.rmdir()
+
+
+def _lock(path: Path, file: TextIO) -> bool:
+    """Lock a file for this process, but not for those that it forks; tell whether it has it, under its name, alone."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except (BlockingIOError, PermissionError, FileNotFoundError):  # the last if a run has ended just now
+        return False
+    except OSError as error:
+        warn(f"{path.parent} cannot be locked ({error.strerror}); see that no other run works in it")
+        return True
 
 
 def start_directory(
@@ -30,11 +72,11 @@ def start_directory(
     method: Method,
 ) -> None:
     """Make the run directory, with the recipe, facts of data and machine, and a sheet of the first clips' views."""
-    out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     device = distributed.device_name(world.device.type)
     facts = {
         "videos": len(index.stores),
+        "data": digest_of(index),
         "hours": round(hours_of(index), 2),
         "different_clips": len(index),
         "clip_seconds": [round(seconds, 4) for seconds in index.offsets()],
@@ -53,6 +95,31 @@ def hours_of(index: ClipIndex) -> float:
     return sum(store.times[-1] for store in index.stores if len(store)) / 3600
 
 
+def digest_of(index: ClipIndex) -> str:
+    """Return the SHA-256 of what decides the clips of a run: videos, their order, times, cuts and folders."""
+    folders = list(dict.fromkeys(store.folder for store in index.stores))
+    digest = hashlib.sha256()
+    for store in index.stores:
+        digest.update(f"{store.path.name} {len(store)} {folders.index(store.folder)}".encode())
+        digest.update(store.times.tobytes() + store.shots.tobytes())
+    return digest.hexdigest()
+
+
+def check_data(out: Path, index: ClipIndex) -> None:
+    """Refuse to go on with a run whose videos have changed; runs of older versions do not tell.
+
+    Raises:
+        InputError: they have.
+    """
+    facts = handover.read_facts(out)
+    if facts.get("data", digest_of(index)) != digest_of(index):
+        raise InputError(
+            f"{out} was started with other videos, or in another order ({facts['videos']}, {facts['hours']} h, and now "
+            f"{len(index.stores)}, {round(hours_of(index), 2)} h); give those, or train on these in another --out with "
+            f"--init-from {out}"
+        )
+
+
 def is_run(out: Path) -> bool:
     """Tell whether a run was started in `out`, which --resume would go on with."""
     return (out / "recipe.yaml").is_file()
@@ -61,7 +128,7 @@ def is_run(out: Path) -> bool:
 def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
     """Refuse a run directory that is taken, or that does not fit what is to be resumed."""
     if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name != _LOCK for path in out.iterdir())):
             raise InputError(f"{out} is not empty; add --resume to go on with the run in it, or choose another --out")
         return
     old = out / "recipe.yaml"
@@ -87,11 +154,10 @@ def check_outside(out: Path, outside: Mapping[str, str]) -> None:
     Raises:
         InputError: they have.
     """
-    path = out / "run.json"
-    old = json.loads(path.read_text(encoding="utf-8")).get("outside", {})
-    for name, digest in old.items():
+    for name, digest in handover.read_facts(out).get("outside", {}).items():
         if outside.get(name) != digest:
-            raise InputError(f"{path} names {name} of SHA-256 {digest}, and now it is {outside.get(name)}; give that")
+            now = outside.get(name)
+            raise InputError(f"{out / 'run.json'} names {name} of SHA-256 {digest}, and now it is {now}; give that")
 
 
 def run_card(recipe: Recipe, steps: int, videos: int, hours: float, runs: Sequence[Mapping[str, Any]]) -> str:

@@ -107,11 +107,23 @@ def past_of(run: Path) -> Past:
     Raises:
         InputError: `run.json` is missing or damaged.
     """
+    facts = read_facts(run)
+    return Past(facts.get("runs_before", []), facts.get("provenance", ""))
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """Return what a run's `run.json` holds.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     path = run / "run.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return Past(facts.get("runs_before", []), facts.get("provenance", ""))
-    except (OSError, ValueError, AttributeError) as error:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it is no JSON object")
+        return facts
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({first_line(error)}); it says what the run began with") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from training.common import distributed
 from training.common.distributed import World
-from video_distilled_encoder.errors import InputError, import_extra
+from video_distilled_encoder.errors import InputError, import_extra, warn
+from video_distilled_encoder.files import atomic_path
 
 
 class Step(NamedTuple):
@@ -97,7 +98,7 @@ class Log:
         self._held.clear()
         if self.world.is_main:
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.write(_lines(rows))
             for sink in self._sinks:
                 sink(rows)
         self._watch(rows)
@@ -107,24 +108,41 @@ class Log:
         """Drop what was logged after `step`, as when a run goes on from an earlier checkpoint."""
         if not self.world.is_main:
             return
-        self.path.touch()
-        rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+        rows = read_log(self.path) if self.path.exists() else []
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(_lines(row for row in rows if row["step"] <= step), encoding="utf-8")
 
     def _watch(self, rows: Sequence[Mapping[str, float]]) -> None:
         for row in rows:
             if not abs(row["loss"]) < float("inf"):
                 raise InputError(
                     f"the loss became {row['loss']} at step {row['step']:.0f}; lower optimizer.learning_rate, raise "
-                    "optimizer.warmup, or set run.precision to fp32, and --resume from the last checkpoint"
+                    "optimizer.warmup, or set run.precision to fp32, in another --out, which may go on from this run's "
+                    f"last checkpoint with --init-from {self.path.parent}"
                 )
             if reason := self.watch(row):
                 raise InputError(reason)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's `log.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the rows of a run's `log.jsonl`; lines that were not written whole are left out with a warning."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [row for line in lines if (row := _row_of(line))]
+    if len(rows) < len(lines):
+        warn(f"{path} has lines that were not written whole: {len(lines) - len(rows)} of {len(lines)}, left out")
+    return rows
+
+
+def _row_of(line: str) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+        return row if row["step"] >= 0 else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _lines(rows: Iterable[Mapping[str, float]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _tensorboard(out: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,16 @@ from training.data.resident import ResidentFrames
 from training.engine import checkpoint, handover
 from training.engine.assembly import build_method, clip_index, clip_views
 from training.engine.curves import plot_curves
-from training.engine.directory import check_out, check_outside, hours_of, is_run, run_card, start_directory
+from training.engine.directory import (
+    check_data,
+    check_out,
+    check_outside,
+    held,
+    hours_of,
+    is_run,
+    run_card,
+    start_directory,
+)
 from training.engine.estimate import find_phases, report
 from training.engine.initial_weights import start_from
 from training.engine.plan import Budget, Phase
@@ -59,18 +69,19 @@ def pretrain(
         Whether the last step was reached: not if the process was asked to stop.
 
     Raises:
-        InputError: the videos cannot be used, `out` is taken, there is nothing to resume, the time is too short to
-            begin, or the loss diverged.
+        InputError: the videos cannot be used, or are not those of the run to resume, `out` is taken, there is nothing
+            to resume, the time is too short to begin, or the loss diverged.
     """
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     check_out(out, recipe, resume)
     handover.check_size(shard_mib)
     world = distributed.start(recipe.run.device)
-    share_of_batch(recipe, world)
-    start = begin(out, recipe, resume)
-    world.say(start.text)
-    stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline)
-    finished = train(out, recipe, world, open_stores(stores), start, deadline, shard_mib)
+    with held(out) if world.is_main else nullcontext():
+        share_of_batch(recipe, world)
+        start = begin(out, recipe, resume)
+        world.say(start.text)
+        stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline)
+        finished = train(out, recipe, world, open_stores(stores), start, deadline, shard_mib)
     # A process that fails does not leave the group, which would wait for the others, who wait for it: it ends, and its
     # launcher ends them.
     distributed.stop()
@@ -85,7 +96,7 @@ def pretrain_whole(
     Raises:
         InputError: as `pretrain` does, or the process was asked to stop before.
     """
-    started = any((out / "checkpoints").glob("step-*"))
+    started = bool(checkpoint.find(out / "checkpoints"))
     seconds = None if started else max_seconds
     with stop.listening():
         finished = pretrain(data, out, recipe, frames=frames, resume=is_run(out), max_seconds=seconds)
@@ -166,6 +177,8 @@ def train(
     """Train on frame stores and write the run directory; tell whether the last step was reached."""
     method, saved, before, _ = start
     index = clip_index(recipe, stores)
+    if saved:
+        check_data(out, index)
     if world.is_main:
         start_directory(out, recipe, index, world, before, method)
     distributed.wait_for_all()
@@ -186,7 +199,7 @@ def train(
         length = f"for {budget.left():.0f} s, whatever run.steps and run.epochs say, steps"
     world.say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {length} of {recipe.run.batch_size} clips on "
-        f"{world.size} x {world.device.type}"
+        f"{world.size} x {world.device.type} in {recipe.run.precision_on(world.device.type)}"
     )
     if recipe.run.device == "auto" and world.device.type == "cpu":
         world.say("no GPU found: training on the CPU, for which --recipe cpu is made")

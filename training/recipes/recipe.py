@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from training.common.machine import has_bf16_units
 from training.common.yaml_files import find_file, names_in, read_mapping
 from training.data.clips import ClipsConfig
 from training.data.frame_store import ExtractConfig
@@ -51,7 +52,7 @@ class RunConfig:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; auto takes CUDA if it is there."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the matrix products; auto takes bf16 on CUDA and fp32 on the CPU."""
+    """Of the matrix products; auto takes bf16 on CUDA and on processors that have units for it, else fp32."""
     compile: bool = False
     """Compile the blocks and heads with torch.compile, once for each size of views."""
     workers: int | None = None
@@ -74,7 +75,16 @@ class RunConfig:
 
     def uses_bf16(self, device: str) -> bool:
         """Tell whether matrix products are bf16 on a device of type "cuda" or "cpu"."""
-        return self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
+        return self.precision == "bf16" or (self.precision == "auto" and (device == "cuda" or has_bf16_units()))
+
+    def precision_on(self, device: str) -> str:
+        """Name the precision on a device of that type, and why, where the processor has a say in it."""
+        bf16 = self.uses_bf16(device)
+        name = "bf16" if bf16 else "fp32"
+        if device == "cuda" or self.precision == "fp32":
+            return name
+        slow = ", on which fp32 is several times faster" * bf16
+        return f"{name} (the processor has {'bf16 units' if has_bf16_units() else f'no bf16 units{slow}'})"
 
     def total_steps(self, clips: int) -> int:
         """Return the length of a run over so many clips."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from pathlib import Path
 
 from video_distilled_encoder.runtimes.artefact import Artefact
@@ -35,7 +36,8 @@ def load_runtime(path: str | Path, device: str | None = None, *, threads: int | 
         InputError: a file is missing, damaged or made for another machine, the runtime is not installed, or it cannot
             run on the device.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     artefact = Artefact.read(path)
     module = importlib.import_module(f"{__name__}.{RUNTIMES[artefact.format]}")
-    return Runtime(artefact, module.open_session(path, artefact, device or artefact.device or "cpu", threads))
+    session = module.open_session(path, artefact, device or artefact.device or "cpu", threads)
+    return Runtime(artefact, session, partial(load_runtime, path, device, threads=threads))

@@ -85,6 +85,8 @@ class Artefact:
     """bicubic or bilinear."""
     crop_pct: float
     """Share of the resized image's shorter side that a centre crop keeps."""
+    crop_mode: str = "center"
+    """Of `encode` where nothing else is asked for: center or squash."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Names and SHA-256 of the files of the export."""
     made_for: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +104,8 @@ class Artefact:
     @property
     def config(self) -> ModelConfig:
         """What preprocessing must know."""
-        return ModelConfig(mean=self.mean, std=self.std, interpolation=self.interpolation, crop_pct=self.crop_pct)
+        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+        return ModelConfig(**{name: getattr(self, name) for name in names})
 
     @property
     def device(self) -> str | None:

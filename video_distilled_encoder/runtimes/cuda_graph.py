@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.recent import Recent
 
 _WARM_UP = 3
+_Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
+"""Shape, type and place of an input."""
 
 
 class CudaGraphs:
@@ -25,13 +28,14 @@ class CudaGraphs:
     """
 
     def __init__(self, function: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        # Not a method: bound, it would make a ring with `self`, and GPU memory would wait for the garbage collector.
-        self._recorded = lru_cache(maxsize=8)(partial(_record, function))
+        self._function = function
+        self._recorded: Recent[_Kind, _Recording] = Recent(8)
         self._last: torch.cuda.Stream | None = None
 
     def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
         """Return the outputs, good until the next call; they are complete for work on the current stream."""
-        recording = self._recorded(tuple(inputs.shape), inputs.dtype, inputs.device)
+        kind = tuple(inputs.shape), inputs.dtype, inputs.device
+        recording = self._recorded.get(kind, partial(_record, self._function))
         stream = torch.cuda.current_stream(inputs.device)
         if self._last is not None and self._last != stream:
             stream.wait_stream(self._last)  # it may still read the buffers that are now written again
@@ -47,9 +51,8 @@ class _Recording(NamedTuple):
     outputs: Sequence[Tensor]
 
 
-def _record(
-    function: Callable[[Tensor], Sequence[Tensor]], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> _Recording:
+def _record(function: Callable[[Tensor], Sequence[Tensor]], kind: _Kind) -> _Recording:
+    shape, dtype, device = kind
     # On the input's GPU and a stream of its own: by default torch records on a stream of the GPU that was current at
     # the first recording of the process.
     with torch.cuda.device(device):

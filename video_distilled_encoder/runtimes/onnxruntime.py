@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError, first_line, import_extra
+from video_distilled_encoder.recent import Recent
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 
@@ -50,11 +50,11 @@ class OnnxSession:
             raise InputError(f"ONNX Runtime could not start {provider}; is its CUDA version that of the driver?")
         self._runtime, self._artefact, self.device = runtime, artefact, device
         self._graph_ids = itertools.count(1)
-        self._bound = lru_cache(maxsize=8)(self._bind)
+        self._bound: Recent[tuple[int, ...], tuple[Tensor, dict[str, Tensor], Any, Any]] = Recent(8)
 
     def run(self, inputs: Tensor) -> dict[str, Tensor]:
         """Run on one batch; the outputs are good until the next call."""
-        buffer, outputs, binding, options = self._bound(tuple(inputs.shape))
+        buffer, outputs, binding, options = self._bound.get(tuple(inputs.shape), self._bind)
         buffer.copy_(inputs)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from video_distilled_encoder.encoder import EncoderOutput
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images, as_size, check_size, load, preprocess
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
+
+_LOADED = "this runtime was loaded"
 
 
 class Session(Protocol):
@@ -27,15 +31,23 @@ class Session(Protocol):
 class Runtime:
     """An exported encoder in its runtime. Calls from several threads wait for one another.
 
+    Pickled, as on its way to a process that multiprocessing has spawned, it is opened anew from its file.
+
     Args:
         artefact: what the export is.
         session: it, loaded.
+        reopen: opens the same export in another process.
     """
 
-    def __init__(self, artefact: Artefact, session: Session) -> None:
+    def __init__(self, artefact: Artefact, session: Session, reopen: Callable[[], Runtime]) -> None:
         self.artefact = artefact
         self._session = session
+        self._reopen = reopen
         self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Callable[[], Runtime], tuple[()]]:
+        return self._reopen, ()
 
     @property
     def device(self) -> torch.device:
@@ -50,16 +62,18 @@ class Runtime:
                 their layout. A batch larger than the export's largest is run in parts, a smaller one filled up.
 
         Raises:
-            InputError: shape or type do not fit the export.
+            InputError: shape or type do not fit the export, or this process was forked from the one that loaded it.
         """
+        refuse_forked(self._process, _LOADED)
         self._check(inputs)
-        inputs = inputs.detach().to(self.device)
-        with self._lock:
+        # buffers that are made in inference mode could never be written outside of it
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            inputs = inputs.detach().to(self.device)
             # The session's buffers are written again by the next call.
             parts = [self._run_filled(part) for part in inputs.split(self.artefact.batch[2])]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.artefact.outputs}
+            if len(parts) == 1:
+                return parts[0]
+            return {name: torch.cat([part[name] for part in parts]) for name in self.artefact.outputs}
 
     def __call__(self, inputs: Tensor) -> EncoderOutput:
         """Return the features of one batch, as `Encoder.__call__` does; input and errors as of `run`.
@@ -85,7 +99,7 @@ class Runtime:
         Args:
             images: as of `Encoder.encode`; for an export with `--uint8-input`, uint8 frames of exactly its size.
             size: of the network's input; only an export of dynamic size takes another than its own.
-            crop_mode: center (the default), squash or whole; an export with `--uint8-input` has its own.
+            crop_mode: center, squash or whole, the model's own by default; an export with `--uint8-input` has its own.
 
         Returns:
             Features with a leading batch dimension.
@@ -97,10 +111,12 @@ class Runtime:
         features = self(inputs)
         return EncoderOutput(*(feature.unflatten(0, lead) for feature in features)) if len(lead) > 1 else features
 
+    @torch.no_grad()
     def preprocess(
         self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
         """Return the inputs of `run`, one batch, and the leading dimensions of the images; arguments as of `encode`."""
+        refuse_forked(self._process, _LOADED)
         artefact = self.artefact
         if artefact.camera is not None:
             return self._frames(images, size, crop_mode)
@@ -109,7 +125,7 @@ class Runtime:
             images,
             artefact.config,
             size=(default[0] if crop_mode == "whole" else default) if size is None else size,
-            crop_mode=crop_mode or "center",
+            crop_mode=crop_mode,
             multiple=artefact.patch_size,
             device=self.device,
         )

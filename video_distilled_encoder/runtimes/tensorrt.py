@@ -28,6 +28,7 @@ from torch import Tensor
 
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.recent import Recent
 from video_distilled_encoder.runtimes.artefact import Artefact, check_machine, machine
 from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, cuda_device
 
@@ -181,11 +182,11 @@ class TensorRtSession:
             raise InputError(f"{path} cannot be loaded by TensorRT {trt.__version__}: {_reason(self._log)}")
         _check_tensors(trt, engine, path, artefact)
         self._engine = engine
-        self._prepared = lru_cache(maxsize=8)(self._prepare)
+        self._prepared: Recent[tuple[int, ...], Callable[[Tensor], Sequence[Tensor]]] = Recent(8)
 
     def run(self, inputs: Tensor) -> dict[str, Tensor]:
         """Run on one batch; the outputs are good until the next call with a batch of this size."""
-        outputs = self._prepared(tuple(inputs.shape))(inputs)
+        outputs = self._prepared.get(tuple(inputs.shape), self._prepare)(inputs)
         return dict(zip(self._artefact.outputs, outputs, strict=True))
 
     def _prepare(self, shape: tuple[int, ...]) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -198,18 +199,22 @@ class TensorRtSession:
             raise InputError(f"TensorRT cannot run {self._path} on {self.device}: {_reason(self._log)}")
         if not context.set_input_shape(self._artefact.input, shape):
             raise InputError(f"the engine {self._path} does not take inputs of {shape}: {_reason(self._log)}")
-        function = partial(self._enqueue, context)
+        function = partial(_enqueue, context, self._artefact, self.device, self._path, self._log)
         return CudaGraphs(function) if self.device.type == "cuda" else function
 
-    def _enqueue(self, context: Any, inputs: Tensor) -> list[Tensor]:
-        """Start the engine on the current stream."""
-        names = self._artefact.outputs
-        outputs = [torch.empty(tuple(context.get_tensor_shape(name)), device=self.device) for name in names]
-        for name, tensor in zip((self._artefact.input, *names), (inputs, *outputs), strict=True):
-            context.set_tensor_address(name, tensor.data_ptr())
-        if not context.execute_async_v3(_stream(self.device)):
-            raise InputError(f"TensorRT cannot run {self._path} on {self.device}: {_reason(self._log)}")
-        return outputs
+
+def _enqueue(
+    context: Any, artefact: Artefact, device: torch.device, path: Path, log: Any, inputs: Tensor
+) -> list[Tensor]:
+    """Start an engine on the current stream. No method: it lives in its session, which must not live in it."""
+    names = artefact.outputs
+    shapes = [tuple(context.get_tensor_shape(name)) for name in names]
+    outputs = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
+    for name, tensor in zip((artefact.input, *names), (inputs, *outputs), strict=True):
+        context.set_tensor_address(name, tensor.data_ptr())
+    if not context.execute_async_v3(_stream(device)):
+        raise InputError(f"TensorRT cannot run {path} on {device}: {_reason(log)}")
+    return outputs
 
 
 def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> TensorRtSession:

@@ -1,7 +1,16 @@
+import multiprocessing
+import os
+import signal
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils
 
+from training.common import sharing
 from training.common.distributed import World
 from training.data.batch import augment, collate, split
 from training.data.box import Box
@@ -14,7 +23,7 @@ from training.engine.assembly import clip_views
 from training.engine.plan import Plan
 from training.engine.schedule import Schedule
 from training.recipes.recipe import read_recipe
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, InputWarning
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,12 @@ def test_workers_starts_and_ranks_change_nothing(store):
     for step in range(3):
         joined = torch.cat([share[step]["global"]["pixels"] for share in shares])
         assert torch.equal(joined, whole[step]["global"]["pixels"])
+
+
+def test_the_positions_of_a_run_are_made_as_they_are_asked_for():
+    world = World(0, 1, 0, torch.device("cpu"))
+    first = next(iter(Schedule(read_recipe("smoke"), Plan.of(10**15), 10**14, world)))
+    assert [place.position for place in first] == [4 * 10**14 + number for number in range(4)]
 
 
 def test_a_run_may_begin_at_half_resolution(store):
@@ -136,3 +151,53 @@ def test_the_last_part_of_a_run_takes_its_sizes_in_turn(store):
         read_recipe("smoke", ["--views.end_sizes=[50]"])
     with pytest.raises(InputError, match=r"views\.end_share is a share of what views\.low_resolution 0\.5 leaves"):
         read_recipe("smoke", ["--views.end_sizes=[64]", "--views.end_share=0.6", "--views.low_resolution=0.5"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("free", [None, 10**12, 10**5])
+def test_batches_for_which_shared_memory_has_no_room_go_as_messages(store, monkeypatch, free):
+    recipe = read_recipe("smoke", ["--run.batch_size=4"])
+    whole = batches(store, recipe)
+    sharing._say.cache_clear()
+    monkeypatch.setattr(sharing, "free_shared_memory", lambda: free)
+    if free == 10**5:
+        monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", lambda *_: os._exit(7))
+    told = pytest.warns(InputWarning, match="/dev/shm has no room") if free == 10**5 else nullcontext()
+    with told:
+        with_workers = batches(store, read_recipe("smoke", ["--run.batch_size=4", "--run.workers=2"]))
+    assert all(equal(a, b) for a, b in zip(whole, with_workers, strict=True))
+
+
+class Stand:
+    """Stands in for clips: a sample is its place, and where that is negative a worker does not come back."""
+
+    resident, index = False, SimpleNamespace(stores=[])
+
+    def __getitem__(self, place):
+        if place < 0:
+            time.sleep(600)
+        return {"group": {"place": torch.tensor(place)}}
+
+
+def test_a_signal_to_all_processes_does_not_end_workers_even_as_they_start():
+    begun = []
+    os.register_at_fork(after_in_child=lambda: begun and os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    found = load_batches(Stand(), [[0, 1], [2, 3], [4, 5]], World(0, 1, 0, torch.device("cpu")), 2)
+    begun.append(True)
+    first = next(found)
+    begun.clear()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert [batch["group"]["place"].tolist() for batch in (first, *found)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_worker_that_does_not_come_back_is_ended(monkeypatch):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    found = load_batches(Stand(), [[0], [1], [-1], [-1]], World(0, 1, 0, torch.device("cpu")), 2)
+    next(found)
+    workers = set(multiprocessing.active_children())
+    assert len(workers) == 2
+    found.close()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from training.common.sharing import Collate
 from training.evaluation.cache import find_entry
 from training.evaluation.data.fingerprint import fingerprint
 from video_distilled_encoder.errors import InputError
@@ -117,10 +118,11 @@ def train(
         InputError: the loss is not finite any more.
     """
     base = [group["lr"] for group in optimizer.param_groups]
-    loader = DataLoader(stream, batch_size, num_workers=workers, collate_fn=list, drop_last=True)
+    made = Collate(list, workers)
+    loader = DataLoader(stream, batch_size, num_workers=workers, collate_fn=made, drop_last=True)
     history = []
     bar = tqdm(loader, desc=description, unit="step", dynamic_ncols=True)
-    for step, batch in enumerate(bar):
+    for step, batch in enumerate(map(made.received, bar)):
         for group, value in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = value * rate(step)
         optimizer.zero_grad(set_to_none=True)
