@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby, islice
-from multiprocessing import resource_tracker
+from multiprocessing import get_start_method, resource_tracker
 from typing import NamedTuple
 
 import numpy as np
@@ -149,7 +149,7 @@ def load_batches(
         # forked workers share what is in memory
         multiprocessing_context="fork" if in_memory and workers else None,
     )
-    with _signals_held():
+    with _signals_held() if workers else nullcontext():
         batches = iter(loader)
     try:
         for batch in batches:
@@ -166,7 +166,8 @@ def _signals_held() -> Iterator[None]:
     Such a signal comes to the whole group of processes, and must not take the batches from the last step. A worker
     could not see to it by itself: it takes a while until it does anything.
     """
-    resource_tracker.ensure_running()  # which lets the signals through when it is begun
+    if get_start_method() != "fork":
+        resource_tracker.ensure_running()  # other ways need it, and as it begins it would let the signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield

@@ -111,7 +111,6 @@ class Runtime:
         features = self(inputs)
         return EncoderOutput(*(feature.unflatten(0, lead) for feature in features)) if len(lead) > 1 else features
 
-    @torch.no_grad()
     def preprocess(
         self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
