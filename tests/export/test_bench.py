@@ -171,7 +171,16 @@ TIMES = {"median": 2.0, "p95": 3.0, "p99": 4.0, "first": 5.0, "calls": 20}
 MEASURED = {"network": TIMES, "end_to_end": TIMES, "memory_mib": 300.0, "load_seconds": 1.0}
 
 
+@pytest.fixture
+def ctrl_c():
+    """Have Ctrl-C interrupt: a process that a script started in its background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("ctrl_c")
 def test_what_was_measured_is_kept_when_it_is_interrupted(
     run_command, monkeypatch, command_line, capsys, tmp_path, number
 ):
