@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from training.engine.directory import digest_of
 from training.engine.initial_weights import start_from
 from training.engine.log import read_log
 from training.engine.run import pretrain
-from training.pretrain import main
+from training.pretrain import main, parse_arguments
 from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder.errors import InputWarning
@@ -387,3 +388,11 @@ def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(InputError, match=r"weights\.pth is not a \.safetensors file"):
         start_from(str(tmp_path / "weights.pth"), None)
+
+
+def test_help_says_what_is_asked_for_in_the_users_words(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    printed = capsys.readouterr().out
+    assert "type: float" in printed
+    assert not re.search(r"<(class|function) ", printed)

@@ -172,7 +172,9 @@ def parse_settings(
         merged.write_text(yaml.safe_dump(content), encoding="utf-8")
         # a recipe alone is read from its own file, which --help and errors then name
         file = paths[0] if len(paths) == 1 else merged
-        parser = jsonargparse.ArgumentParser(default_config_files=[str(file)], **options)
+        parser = jsonargparse.ArgumentParser(
+            default_config_files=[str(file)], formatter_class=_help_formatter(jsonargparse), **options
+        )
         add_arguments(parser)
         known = f"YAML files, each on top of those before it, or any of: {', '.join(names_in(RECIPES))}"
         parser.add_argument("--recipe", nargs="+", default=[DEFAULT], help=known)
@@ -182,6 +184,17 @@ def parse_settings(
         settings = parser.parse_args(argv)
     built = parser.instantiate(settings)
     return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
+
+
+def _help_formatter(jsonargparse: Any) -> type[argparse.HelpFormatter]:
+    """Return what formats --help, without the types whose names are Python's alone, such as <class 'Path'>."""
+
+    class Formatter(jsonargparse.DefaultHelpFormatter):
+        def _get_type_str(self, action: argparse.Action) -> str | None:
+            name: str | None = super()._get_type_str(action)
+            return None if name is None or name.startswith("<") else name
+
+    return Formatter
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:
