@@ -19,10 +19,11 @@ examples/rented_gpu/wheels.sh "$out/parcel" "$("$bare" -c 'import sys; print("%d
 small=(--views.global_size=64 --views.local_size=32 --objective.head.prototypes=512 --run.batch_size=32)
 
 train() {
-    local run=$1 begin=$SECONDS process
+    local run=$1 begin=$SECONDS said process
     shift
-    process=$(PATH="$(dirname "$bare"):$PATH" examples/rented_gpu/train.sh "$out/parcel" "$run" "$time" "$@" "${small[@]}" |
-        tee /dev/stderr | sed 's/process \([0-9]*\),.*/\1/')
+    said=$(PATH="$(dirname "$bare"):$PATH" examples/rented_gpu/train.sh "$out/parcel" "$run" "$time" "$@" "${small[@]}")
+    echo "$said"
+    process=$(sed 's/process \([0-9]*\),.*/\1/' <<<"$said")
     while kill -0 "$process" 2>/dev/null; do sleep 0.2; done
     tr '\r' '\n' <"$run.log" | tail -n 3
     echo "$run took $((SECONDS - begin)) s of $time"
