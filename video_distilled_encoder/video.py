@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -76,9 +77,7 @@ def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
     Raises:
         InputError: the file is missing, empty, damaged, truncated or holds no video with time stamps.
     """
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+    with _open(path) as container, _threads_at_rest(container.streams.video[0]) as stream:
         interval = 1 / float(stream.average_rate) if stream.average_rate else 0.0
         clock = _Clock(interval, _LONGEST_GAP_OF_BROADCAST if container.format.flags & _MAY_JUMP else _LONGEST_GAP)
         changes: Counter[str] = Counter()
@@ -111,6 +110,19 @@ def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
         if changes:
             counts = ", ".join(f"{change} ({count} x)" for change, count in changes.items())
             warn(f"in {path} {counts}: a new shot begins, time goes on, and all frames are given the first one's size")
+
+
+@contextmanager
+def _threads_at_rest(stream: Any) -> Iterator[Any]:
+    """Decode in several threads, and wait for them at the end, as when a caller wants no more frames.
+
+    Python frees a decoder some time later, at the latest when it ends itself, and holds the lock that they may want.
+    """
+    stream.thread_type = "AUTO"
+    try:
+        yield stream
+    finally:
+        stream.codec_context.flush_buffers()
 
 
 class _Clock:
