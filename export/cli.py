@@ -14,7 +14,8 @@ from pathlib import Path
 from export import onnx
 from export.pipeline import FORMATS, export
 from video_distilled_encoder.errors import command
-from video_distilled_encoder.runtimes.artefact import FEATURES, SUFFIXES, Artefact, Camera, sidecar
+from video_distilled_encoder.model_config import CROP_MODES
+from video_distilled_encoder.runtimes.artefact import FEATURES, LAYOUTS, SUFFIXES, Artefact, Camera, sidecar
 from video_distilled_encoder.runtimes.tensorrt import HARDWARE
 
 ENGINE_OPTIONS = ("timing_cache", "optimization_level", "workspace_gib", "version_compatible", "hardware_compatible")
@@ -80,10 +81,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HEIGHTxWIDTH",
         help="take uint8 RGB frames of this size, and resize, crop and normalise inside",
     )
-    parser.add_argument("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="of those frames (%(default)s)")
-    parser.add_argument(
-        "--crop-mode", choices=("center", "squash"), default="center", help="of those frames (%(default)s)"
-    )
+    parser.add_argument("--layout", choices=LAYOUTS, default="NHWC", help="of those frames (%(default)s)")
+    parser.add_argument("--crop-mode", choices=CROP_MODES, default="center", help="of those frames (%(default)s)")
     parser.add_argument("--calibration", type=Path, help="folder of your images, to compare on and for int8's ranges")
     parser.add_argument(
         "--device", help="where it is to run: cpu, cuda, or OpenVINO's gpu (cuda for an engine of TensorRT, else cpu)"

@@ -58,8 +58,7 @@ class Job:
                 f"int8 takes its ranges from some images and is compared with torch on others, and {self.images[0]} is "
                 "the only one; give a folder of some hundreds (--calibration)"
             )
-        judging = set(range(1, len(self.images), 4))
-        return [image for number, image in enumerate(self.images) if number not in judging]
+        return [image for number, image in enumerate(self.images) if number % 4 != 1]
 
     def photographs(self, artefact: Artefact) -> list[Tensor]:
         """Return judging images, spread evenly over all, (3, H, W) uint8, of the camera's size if there is one."""

@@ -14,6 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from video_distilled_encoder.errors import InputError, first_line
 
+CROP_MODES = ("center", "squash")
+"""Ways to fit an image to any size."""
 _BACKBONE_ARGUMENTS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"}
 
 
@@ -54,7 +56,7 @@ class ModelConfig:
             raise InputError(f"std must be positive and crop_pct in (0, 1], got {self.std} and {self.crop_pct}")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise InputError(f"interpolation must be bicubic or bilinear, got {self.interpolation!r}")
-        if self.crop_mode not in ("center", "squash"):
+        if self.crop_mode not in CROP_MODES:
             raise InputError(f"crop_mode must be center or squash, got {self.crop_mode!r}")
 
     def build_backbone(self, **overrides: Any) -> VisionTransformer:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _asked = False
 
 
@@ -19,7 +21,7 @@ def asked() -> bool:
 def listening() -> Iterator[None]:
     """Within, the two signals are only noted; a second Ctrl-C ends the process at once. For commands alone."""
     global _asked
-    old = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, _ask) for number in SIGNALS}
     try:
         yield
     finally:

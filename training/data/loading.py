@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from training.common import stop
 from training.common.distributed import World
 from training.common.machine import processors
 from training.common.sharing import Collate
@@ -24,8 +25,6 @@ from training.data.clips import ClipIndex
 from training.data.photometric import PhotometricConfig, draw_parameters
 from training.data.resident import table_of
 from training.data.views import View, ViewsConfig, cut_all
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Place(NamedTuple):
@@ -168,7 +167,7 @@ def _signals_held() -> Iterator[None]:
     """
     if get_start_method() != "fork":
         resource_tracker.ensure_running()  # other ways need it, and as it begins it would let the signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop.SIGNALS)
     try:
         yield
     finally:

@@ -111,8 +111,8 @@ def check_data(out: Path, index: ClipIndex) -> None:
     Raises:
         InputError: they have.
     """
-    facts = handover.read_facts(out)
-    if facts.get("data", digest_of(index)) != digest_of(index):
+    facts, here = handover.read_facts(out), digest_of(index)
+    if facts.get("data", here) != here:
         raise InputError(
             f"{out} was started with other videos, or in another order ({facts['videos']}, {facts['hours']} h, and now "
             f"{len(index.stores)}, {round(hours_of(index), 2)} h); give those, or train on these in another --out with "

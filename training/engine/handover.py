@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from training.common import json_files
 from training.engine.plan import Plan
 from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.files import atomic_directory, sha256, write_json
@@ -117,14 +118,7 @@ def read_facts(run: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged.
     """
-    path = run / "run.json"
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise ValueError("it is no JSON object")
-        return facts
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}); it says what the run began with") from error
+    return json_files.read_facts(run / "run.json", "it says what the run began with")
 
 
 def check_size(shard_mib: float) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from torch import Tensor
 
+from training.common.json_files import read_facts
 from training.engine.log import read_log
 from training.evaluation.statistics.comparison import Row, against, cell, read_result, row_of
 from video_distilled_encoder import Encoder, model_directory
@@ -28,6 +28,7 @@ from video_distilled_encoder.preprocessing import bundled_photographs
 
 MIN_COSINE = 0.9999
 PICTURE = "pca.png"
+_NEEDED = "the card needs its facts"
 _PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w. -]+)\}\}")
 
 
@@ -90,7 +91,7 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
         elif source == "study":
             found = _table(template.parent / "studies" / f"{words}.md")
         elif (results / f"{source}.json").is_file():
-            found = _fact(read_json(results / f"{source}.json"), words)
+            found = _fact(read_facts(results / f"{source}.json", _NEEDED), words)
         else:
             found = _figure(results, source, words, weights_sha256)
         if found is None:
@@ -152,25 +153,12 @@ def check_metadata(card: str, template: Path) -> None:
         raise InputError(f"{template} has a model-index without a number for each metric, got {values}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file of facts.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}); the card needs its facts") from error
-    return facts
-
-
 def run_facts(run: Path) -> dict[str, Any]:
     """Return what a card says of a run: the recipe's settings, its data and machine, steps, clips and time spent."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     rows = read_log(run / "log.jsonl")
     return {
-        **read_json(run / "run.json"),
+        **read_facts(run / "run.json", _NEEDED),
         "steps": len(rows),
         "clips": len(rows) * recipe["run"]["batch_size"],
         "minutes": round(sum(row["seconds"] for row in rows) / 60),

@@ -21,7 +21,7 @@ import torch
 
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256, write_json
-from video_distilled_encoder.model_config import ModelConfig
+from video_distilled_encoder.model_config import CROP_MODES, ModelConfig
 
 PIXELS = "pixel_values"
 FRAMES = "frames"
@@ -30,7 +30,7 @@ LAYER = "layer_"
 """Beginning of the name of a block's output; its number, counted from 0, follows."""
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
 """Of the files of each format."""
-LAYOUTS, CROP_MODES = ("NHWC", "NCHW"), ("center", "squash")
+LAYOUTS = ("NHWC", "NCHW")
 """Of a camera's frames."""
 _BEGINNINGS = {"onnx": b"\x08", "openvino": b"<", "aoti": b"PK", "tensorrt": b""}
 """First bytes of the files of each format: a protobuf's first field, XML, ZIP; NVIDIA does not say those of engines."""
