@@ -22,6 +22,7 @@ from training.engine.log import Log, Step
 from training.engine.plan import Budget, Phase, Plan, phase_at
 from training.engine.schedule import Schedule, share_of_batch
 from training.methods.method import At, Method
+from training.nn.attention import write_out
 from training.nn.compiling import compile_parts
 from training.nn.drop_path import DropPaths
 from training.nn.optimizer import clip, parameter_groups
@@ -60,6 +61,8 @@ class Trainer:
     ) -> None:
         self.recipe = recipe
         self.method = method.to(world.device).train()
+        if world.device.type == "cpu":
+            write_out(method.trained)
         self.replica = distributed.replicate(self.method)
         self.clips = clips
         self.phases = phases

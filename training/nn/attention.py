@@ -1,4 +1,4 @@
-"""What the last block of a vision transformer attends to.
+"""How the attention of a vision transformer is computed, and what its last block attends to.
 
 Legend: B = images, N = patches, P = prefix tokens, the class token first, C = width, h = heads, d = width of a head.
 """
@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from video_distilled_encoder.errors import InputError
+
+
+def write_out(module: nn.Module) -> None:
+    """Let timm's attention be products and a softmax: on CPUs torch's fused one is slower to differentiate."""
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.fused_attn = False
 
 
 class LastBlock(NamedTuple):

@@ -212,12 +212,15 @@ def test_a_convolutional_network_teaches(name):
         TimmModel(network, {"name": name}, strides=[12])
 
 
-def test_a_run_learns_and_tells_what_from(clip, tmp_path):
+@pytest.mark.parametrize("prefix", ["", "openvino:"])
+def test_a_run_learns_and_tells_what_from(clip, tmp_path, prefix):
+    if prefix:
+        pytest.importorskip("openvino")
     recipe = read_recipe(
         "distill",
         [
             *SMALL,
-            f"--objective.teacher={TEACHER}",
+            f"--objective.teacher={prefix}{TEACHER}",
             "--objective.scaling_batches=3",
             "--objective.next_frame=true",
             "--clips.frames=2",
@@ -234,9 +237,9 @@ def test_a_run_learns_and_tells_what_from(clip, tmp_path):
     state = checkpoint.load_newest(out / "checkpoints").model
     assert state["scaling.mean"].abs().max() > 0
     card = (out / "encoder" / "README.md").read_text()
-    assert "`random`" in card
+    assert f"`{prefix}random`" in card
     assert "a licence that is not stated" in card
-    assert set(json.loads((out / "run.json").read_text())["outside"]) == {"random"}
+    assert set(json.loads((out / "run.json").read_text())["outside"]) == {f"{prefix}random"}
 
 
 @pytest.mark.parametrize(

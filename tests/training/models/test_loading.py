@@ -1,8 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -230,6 +233,19 @@ def test_several_maps_are_folded_to_the_coarsest(monkeypatch, picture):
         assert torch.equal(maps[2][:, 2 * row + column : 4 * channels : 4], maps[0][:, :, row::2, column::2])
     with pytest.raises(InputError, match="its maps are 2, 4, 8, 16, 32 times smaller than the image, not 12"):
         load_model("timm:resnet10t@12+32")
+
+
+def test_openvino_may_be_copied_and_its_tracing_is_no_arithmetic(picture):
+    pytest.importorskip("openvino")
+    model = load_model("openvino:random:vit_tiny_patch16_224")
+    copied = copy.deepcopy({"teacher": model})["teacher"]
+    counts, grids = [], []
+    for _ in range(2):  # the first call traces and compiles
+        with FlopCounterMode(display=False) as counter:
+            grids.append(copied.encode([picture], (64, 96)).grid)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    assert torch.equal(grids[0], model.encode([picture], (64, 96)).grid)
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t@16+32", "random:vit_tiny_patch16_224"])
