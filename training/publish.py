@@ -12,9 +12,9 @@ The release is the run's encoder in half precision, with a card whose every numb
     {{cycle: vfd-vits16 against random}}         by how much one exceeds the other, and whether it can be told, as
                                                  `python -m training.evaluate compare` says.
 
-`pca.png` in the run directory, if it is there, goes with the card. The release is refused if a number is missing, if a
-result belongs to other weights, if the card's metadata are not what the Hub reads, or if timm, transformers and this
-package do not load the same features.
+`pca.png` in the run directory, if it is there, goes with the card. The release's own results are those of the name of
+its directory. It is refused if a number is missing, if one of these results belongs to other weights, if the card's
+metadata are not what the Hub reads, or if timm, transformers and this package do not load the same features.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def find_model(
     if revision is None and _is_repository_name(str(name)) and bundled.is_dir():
         return bundled
     if not _is_repository_name(str(name)):
-        raise InputError(f"{name} is neither a directory nor a Hub name of the form owner/name")
+        raise InputError(f"{name} is neither a directory nor a Hub name of the form owner/name; {_bundled()}")
     wanted = [
         model_directory.CONFIG,
         model_directory.WEIGHTS,
@@ -66,7 +66,9 @@ def find_model(
     except RevisionNotFoundError as error:
         raise InputError(f"{name} on the Hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"there is no local directory and no Hub repository {name} that you may read") from error
+        raise InputError(
+            f"there is no local directory and no Hub repository {name} that you may read; {_bundled()}"
+        ) from error
     except HFValidationError as error:
         raise InputError(f"{name} is neither a directory nor a valid Hub name: {error}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
@@ -77,11 +79,17 @@ def find_model(
             ) from error
         raise InputError(
             f"{name}{at} is neither a local directory nor in the Hub cache, and the Hub is out of reach or offline "
-            "mode is on; connect, or fetch it beforehand with `hf download`"
+            f"mode is on; connect, or fetch it beforehand with `hf download`; {_bundled()}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"{name}{at} could not be fetched from the Hub: {error}") from error
     return Path(directory)
+
+
+def _bundled() -> str:
+    """Tell which releases are at hand."""
+    names = sorted(str(path.parent.relative_to(BUNDLED_RELEASES)) for path in BUNDLED_RELEASES.glob("*/*/config.json"))
+    return f"this package holds {' and '.join(names)}"
 
 
 def _is_repository_name(name: str) -> bool:

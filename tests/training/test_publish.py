@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from training.publish import main
 from training.recipes.recipe import read_recipe
 from training.releases import publishing
-from training.releases.publishing import check_metadata, publish, render
+from training.releases.publishing import Weights, check_metadata, publish, render
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder import encoder as encoder_module
 from video_distilled_encoder.files import sha256
@@ -33,7 +33,8 @@ def template(tmp_path):
     path = tmp_path / "card.template.md"
     path.write_text(
         "{{run: steps}} steps, {{run: clips}} clips on {{run: device}}; "
-        "mIoU {{camvid: probe miou}}, random {{camvid: random miou}}, {{camvid: probe against random}}\n"
+        "mIoU {{camvid: probe miou}}, random {{camvid: random miou}}, {{camvid: probe against random}}, "
+        "teacher {{camvid: teacher miou}}\n"
     )
     return path
 
@@ -55,18 +56,19 @@ def write_result(folder, name, miou, weights=None, seed=0):
 
 
 def test_a_release_is_half_precision_checked_and_its_card_filled_in(run, template, tmp_path, tiny, photograph):
-    results, out = tmp_path / "results", tmp_path / "release"
+    results, out = tmp_path / "results", tmp_path / "probe"
     publish(run, template, results, out, draft=True)
     assert "not measured" in (out / "README.md").read_text()
     weights = sha256(out / "model.safetensors")
     write_result(results, "probe", 31.4, weights)
     for seed, miou in enumerate((15.0, 16.0, 17.0)):
         write_result(results, "random", miou, seed=seed)
+    write_result(results, "teacher", 40.0, "1" * 64)  # weights, but not these
     write_result(results, "random-other", 99.0)
     cosine = publish(run, template, results, out)
     assert (out / "README.md").read_text() == (
         "8 steps, 32 clips on 1 x a processor; mIoU 31.40, random 16.00 [13.52, 18.48], "
-        "+15.40 [15.40, 15.40], 2 units: larger\n"
+        "+15.40 [15.40, 15.40], 2 units: larger, teacher 40.00\n"
     )
     assert sha256(out / "model.safetensors") == weights
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float16}
@@ -80,27 +82,31 @@ def test_a_release_is_half_precision_checked_and_its_card_filled_in(run, templat
 def test_a_missing_number_and_a_result_of_other_weights_are_refused(run, template, tmp_path):
     results = tmp_path / "results"
     write_result(results, "random", 15.9)
-    with pytest.raises(InputError, match=r"not there: camvid: probe miou, camvid: probe against random$"):
-        publish(run, template, results, tmp_path / "release")
+    with pytest.raises(
+        InputError, match=r"not there: camvid: probe miou, camvid: probe against random, camvid: teacher miou$"
+    ):
+        publish(run, template, results, tmp_path / "probe")
     write_result(results, "probe", 99.0, weights="0" * 64)
-    with pytest.raises(InputError, match=r"not there: camvid: probe miou, camvid: probe against random$"):
-        publish(run, template, results, tmp_path / "release")
-    assert not (tmp_path / "release").exists()
+    with pytest.raises(
+        InputError, match=r"not there: camvid: probe miou, camvid: probe against random, camvid: teacher miou$"
+    ):
+        publish(run, template, results, tmp_path / "probe")
+    assert not (tmp_path / "probe").exists()
 
 
 def test_the_table_of_a_study_stands_in_the_card(run, template, tmp_path):
     template.write_text("{{study: methods}}\n")
     with pytest.raises(InputError, match=r"not there: study: methods$"):
-        render(template, tmp_path, run, "0" * 64, draft=False)
+        render(template, tmp_path, run, Weights("probe", "0" * 64), draft=False)
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "methods.md").write_text("|  | mIoU |\n")
-    assert render(template, tmp_path, run, "0" * 64, draft=False) == "|  | mIoU |\n"
+    assert render(template, tmp_path, run, Weights("probe", "0" * 64), draft=False) == "|  | mIoU |\n"
 
 
 def test_a_result_that_is_not_json_is_refused(run, template, tmp_path):
     (tmp_path / "camvid-probe.json").write_text("{")
     with pytest.raises(InputError, match=r"camvid-probe\.json is not a result"):
-        render(template, tmp_path, run, "0" * 64, draft=True)
+        render(template, tmp_path, run, Weights("probe", "0" * 64), draft=True)
 
 
 METADATA = """---
@@ -169,4 +175,4 @@ def test_a_run_without_its_facts_is_refused_in_a_sentence(run_command, run, temp
     (run / "run.json").unlink()
     words = [run, "--card", template, "--results", tmp_path / "none", "--out", tmp_path / "release"]
     assert "run.json cannot be read" in run_command(main, *words)
-    assert not (tmp_path / "release").exists()
+    assert not (tmp_path / "probe").exists()

@@ -18,7 +18,7 @@ RELEASE = {
     "runs": {"run": {"recipe": ["smoke"]}},
     "card": "to be given",
     "measures": {"colours": "linear-segmentation --data colours --steps 20"},
-    "beside": {"random": [0, 1], "pixels": [0]},
+    "beside": {"random": {"seeds": [0, 1]}, "pixels": None, "narrow": {"model": "random:vit_tiny_patch16_224"}},
     "held_out": ["colours/test"],
     "pictures": ["colours/test/0.png"],
 }
@@ -62,6 +62,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
         "colours-random.json",
         "colours-random-seed1.json",
         "colours-pixels.json",
+        "colours-narrow.json",
     }
     (tmp_path / "card.md").write_text(CARD)
     assert run_command(main, *words) is None

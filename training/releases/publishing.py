@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -66,18 +66,27 @@ def publish(run: Path, template: Path, results: Path, out: Path, *, draft: bool 
         staging = Path(folder) / "release"
         model_directory.write(staging, half.backbone, half.config, card="", dtype=torch.float16, transformers=False)
         cosine = check(encoder, staging)
-        card = render(template, results, run, model_directory.weights_sha256(staging), draft=draft)
+        of = Weights(out.name, model_directory.weights_sha256(staging))
+        card = render(template, results, run, of, draft=draft)
     model_directory.write(out, half.backbone, half.config, card=card, dtype=torch.float16, transformers=False)
     if (run / PICTURE).is_file():
         shutil.copyfile(run / PICTURE, out / PICTURE)
     return cosine
 
 
-def render(template: Path, results: Path, run: Path, weights_sha256: str, *, draft: bool) -> str:
+class Weights(NamedTuple):
+    """What a release's own results are known by."""
+
+    name: str
+    """In the names of results: that of the release's directory."""
+    sha256: str
+
+
+def render(template: Path, results: Path, run: Path, of: Weights, *, draft: bool) -> str:
     """Fill in the card.
 
     Raises:
-        InputError: a number is missing, or a result is of other weights than the release's; the metadata are wrong.
+        InputError: a number is missing, or a result of this name is of other weights; the metadata are wrong.
     """
     facts = {"run": run_facts(run)}
     missing = []
@@ -93,7 +102,7 @@ def render(template: Path, results: Path, run: Path, weights_sha256: str, *, dra
         elif (results / f"{source}.json").is_file():
             found = _fact(read_facts(results / f"{source}.json", _NEEDED), words)
         else:
-            found = _figure(results, source, words, weights_sha256)
+            found = _figure(results, source, words, of)
         if found is None:
             missing.append(f"{source}: {words}")
         return found or "not measured"
@@ -118,22 +127,22 @@ def _table(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _figure(results: Path, measure: str, words: str, weights_sha256: str) -> str | None:
+def _figure(results: Path, measure: str, words: str, of: Weights) -> str | None:
     """Return what a template asks of a measure: "SUBJECT FIGURE" or "SUBJECT against OTHER"."""
     subject, *rest = words.split()
-    row = _row(results, measure, subject, weights_sha256)
+    row = _row(results, measure, subject, of)
     if len(rest) == 2 and rest[0] == "against":
-        other = _row(results, measure, rest[1], weights_sha256)
+        other = _row(results, measure, rest[1], of)
         return against(row, other) if row and other else None
     return cell(row.figures[rest[0]]) if row and rest and rest[0] in row.figures else None
 
 
-def _row(results: Path, measure: str, subject: str, weights_sha256: str) -> Row | None:
-    """Read all seeds of a measure of a subject; results of other weights than the release's do not count."""
+def _row(results: Path, measure: str, subject: str, of: Weights) -> Row | None:
+    """Read all seeds of a measure of a subject; the release's own results do not count if they are of other weights."""
     stem = re.compile(rf"{re.escape(f'{measure}-{subject}')}(-seed\d+)?")
     paths = sorted(path for path in results.glob("*.json") if stem.fullmatch(path.stem))
     found = [read_result(path) for path in paths]
-    if not found or any(one["model"].get("weights_sha256", weights_sha256) != weights_sha256 for one in found):
+    if not found or (subject == of.name and any(one["model"].get("weights_sha256") != of.sha256 for one in found)):
         return None
     return row_of(subject, found)
 

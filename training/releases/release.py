@@ -31,6 +31,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """A model that is measured beside a release."""
+
+    model: str | None = None
+    """What `--model` takes, if it is not its name in the results."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """It is measured with each."""
+
+
+@dataclass(frozen=True)
 class Release:
     """What a file in training/releases says."""
 
@@ -40,8 +50,8 @@ class Release:
     """The card's template, from the folder the command is given in."""
     measures: dict[str, str]
     """By name, what follows `python -m training.evaluate`, with folders relative to --evaluation."""
-    beside: dict[str, list[int]]
-    """Models that are measured as well, each with these seeds."""
+    beside: dict[str, Peer]
+    """Models that are measured as well, by their names in the results."""
     held_out: list[str]
     """Folders in --evaluation of whose pictures none may be in the training."""
     pictures: list[str]
@@ -96,7 +106,9 @@ def show(
 ) -> None:
     """Measure the weights and what stands beside them, and draw their features."""
     subjects = [Subject(weights.name, str(weights))]
-    subjects += [Subject(name, name, seed) for name, seeds in release.beside.items() for seed in seeds]
+    subjects += [
+        Subject(name, peer.model or name, seed) for name, peer in release.beside.items() for seed in peer.seeds
+    ]
     measure_all(release.measures, subjects, evaluation, results, device)
     models = {
         "these weights": load_model(str(weights), device=device),
@@ -115,7 +127,9 @@ def read_release(name: str) -> Release:
 
 
 def _release_of(content: dict[str, Any]) -> Release:
-    return Release(runs={name: Run(**run) for name, run in content.pop("runs").items()}, **content)
+    runs = {name: Run(**run) for name, run in content.pop("runs").items()}
+    beside = {name: Peer(**(peer or {})) for name, peer in content.pop("beside").items()}
+    return Release(runs=runs, beside=beside, **content)
 
 
 def check_evaluation(release: Release, evaluation: Path) -> None:
