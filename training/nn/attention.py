@@ -17,10 +17,9 @@ from video_distilled_encoder.errors import InputError
 
 def write_out(module: nn.Module) -> None:
     """Let timm's attention be products and a softmax: on CPUs torch's fused one is slower to differentiate."""
-    part: Any  # whose attribute is final for TorchScript alone
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.fused_attn = False
+    parts: list[Any] = [part for part in module.modules() if isinstance(part, Attention)]
+    for part in parts:  # whose attribute is final for TorchScript alone
+        part.fused_attn = False
 
 
 class LastBlock(NamedTuple):
