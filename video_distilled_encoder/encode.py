@@ -73,7 +73,7 @@ def main() -> None:
             raise
         except InputError as error:
             failed.append(error)
-    print(f"{len(jobs) - len(failed)} inputs encoded into {args.out}")
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} inputs encoded into {args.out}")
     refuse_failed(failed, len(jobs), "inputs could not be encoded; the others are")
 
 
