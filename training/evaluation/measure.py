@@ -25,7 +25,7 @@ from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import write_json
 
 _MODELS = "a model directory, release or Hub name, an export, timm:NAME, transformers:NAME, random, pixels or constant"
-_NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "masks", "reuse", "device", "seed", "cache")
+_NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "masks", "pictures", "reuse", "device", "seed", "cache")
 
 
 def evaluate(argv: Sequence[str]) -> dict[str, Any]:
@@ -67,6 +67,8 @@ def _fingerprints(args: argparse.Namespace, arguments: Mapping[str, Any]) -> dic
     files = {name: value for name, value in arguments.items() if isinstance(value, Path) and value.exists()}
     if preset := arguments.get("preset"):
         files["preset"] = find_file(preset, PRESETS, "preset", preset_names(args.protocol))
+    if prepare := getattr(protocols()[args.protocol], "prepare", None):
+        files = {**{name: path for name, path in files.items() if name != "data"}, **prepare(args)}
     beside = [path for path in (args.out, args.cache) if path]
     return {name: fingerprint(path, beside) for name, path in files.items()}
 

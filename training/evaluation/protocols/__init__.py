@@ -4,7 +4,9 @@ A protocol's module imports no other protocol (what several share lies in probes
 states the protocol, and
 
     add_arguments(parser)     its options, besides those that all have (--model --data --out --device --seed --cache)
-    evaluate(model, args)     -> {"figures": {name: number or {…}}, "setting": {…}, "data": {…}}
+    prepare(args)             if it makes its data itself: makes what is not there yet -> {name: path of what it uses}
+    evaluate(model, args)     -> {"figures": {name: number or {…}}, "setting": {…}, "data": {…}}, and "variant": {…} if
+                              models may be measured in several ways that are compared with one another
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ else "cannot tell", and which of these fail. One seed alone passes the second: g
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,14 +101,18 @@ def _rows(files: Sequence[str], results: Sequence[dict]) -> list[Row]:
     """Group results by model, in the order given; where two models have one name, their first file's name follows."""
     groups: dict[str, list[tuple[str, dict]]] = {}
     for file, result in zip(files, results, strict=True):
-        identity = {key: value for key, value in result["model"].items() if key != "seed"}
+        identity = {key: value for key, value in result["model"].items() if key != "seed"} | result.get("variant", {})
         groups.setdefault(json.dumps(identity, sort_keys=True), []).append((file, result))
-    names = [str(group[0][1]["model"]["name"]) for group in groups.values()]
+    names = [_name(group[0][1]) for group in groups.values()]
     rows = []
     for name, group in zip(names, groups.values(), strict=True):
         file = group[0][0]
         rows.append(row_of(f"{name} ({file})" if names.count(name) > 1 else name, [result for _, result in group]))
     return rows
+
+
+def _name(result: Mapping[str, Any]) -> str:
+    return ", ".join([str(result["model"]["name"]), *map(str, result.get("variant", {}).values())])
 
 
 def row_of(name: str, group: Sequence[dict]) -> Row:
