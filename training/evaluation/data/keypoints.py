@@ -78,4 +78,5 @@ def read_pair(path: Path, root: Path) -> KeypointPair:
         )
     if not (right > left and bottom > top):
         raise InputError(f"{path} has the box {told['trg_bndbox']}; expected left, top, right, bottom")
-    return KeypointPair(category, *images, *sizes, *points, max(right - left, bottom - top))
+    extent = max(right - left, bottom - top)
+    return KeypointPair(category, images[0], images[1], sizes[0], sizes[1], points[0], points[1], extent)

@@ -3,7 +3,9 @@
 Nothing is trained. SPair-71k's measure (Min et al. 2019), as works on frozen features have it (Tang et al. 2023, DIFT;
 El Banani et al. 2024, Probe3D): each keypoint of the source image is found in the target image at the place whose
 feature, by cosine similarity, is most like the keypoint's. It is right within 0.1 of the longer side of the target
-object's box (PCK@0.1). Images are squashed to --size x --size (512); features are the patch tokens of the last block, of several with --layers.
+object's box (PCK@0.1).
+
+Images are squashed to --size x --size (512); features are the patch tokens of the last block, of several with --layers.
 
     pck_image            mean over pairs of the share of a pair's keypoints that are right: figure that is compared by,
                          in `units` that are categories

@@ -16,8 +16,8 @@ compared by delta1, in `units` that are scenes, or runs of images if there are f
 What differs from DINOv2's, so that figures are to be compared among each other and with theirs only roughly: tokens are
 not enlarged 4 times before the layer, depths are, after it; no augmentation, and no gradient loss; tokens are
 standardised per channel, where theirs pass a batch norm; 2,000 steps of 16 images (AdamW 1e-3, weight decay 1e-4,
-polynomial decay) on mean depths in cells of a quarter of a patch's side. --layers 4 takes the last four blocks, DINOv2's
-"lin. 4" four spread over the network: its model card gives RMSE 0.417 for ViT-S/14 on NYU Depth v2.
+polynomial decay) on mean depths in cells of a quarter of a patch's side. --layers 4 takes the last four blocks,
+DINOv2's "lin. 4" four spread over the network: its model card gives RMSE 0.417 for ViT-S/14 on NYU Depth v2.
 
 NYU Depth v2 is scored within Eigen's crop, and trained within it too. For the layouts see
 `training/evaluation/data/depth.py`; a folder's unit is --depth-scale.
@@ -116,14 +116,14 @@ def figures(errors: list[DepthErrors], pairs: list[Pair]) -> dict[str, object]:
     known = [number for number, one in enumerate(errors) if not np.isnan(one.rmse)]
     if not known:
         raise InputError(f"none of the {len(pairs)} test images has a depth in the range; check --depth-scale")
-    found = DepthErrors(*np.array([errors[number] for number in known]).T)
+    delta1, rmse, abs_rel = (np.array([errors[number][part] for number in known]) for part in (2, 0, 1))
     units = unit_names([pairs[number] for number in known])
-    bounds = interval(found.rmse, units)
+    bounds = interval(rmse, units)
     return {
-        "delta1": percent(found.delta1),
-        "rmse": round(float(np.mean(found.rmse)), 4),
-        "abs_rel": round(float(np.mean(found.abs_rel)), 4),
+        "delta1": percent(delta1),
+        "rmse": round(float(np.mean(rmse)), 4),
+        "abs_rel": round(float(np.mean(abs_rel)), 4),
         "rmse_interval": [None if np.isnan(bound) else round(bound, 4) for bound in bounds],
         "images": len(known),
-        **by_unit(found.delta1, units),
+        **by_unit(delta1, units),
     }
