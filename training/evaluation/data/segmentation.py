@@ -97,20 +97,20 @@ class Layout:
 def find_camvid(root: Path, split: str) -> list[Pair]:
     """Return the pairs of SPLIT/ and SPLITannot/; names are SEQUENCE_NUMBER."""
     images, labels = root / split, root / f"{split}annot"
-    _need(images, f"{split}/NAME.jpg and {split}annot/NAME.png", root)
-    _need(labels, f"{split}/NAME.jpg and {split}annot/NAME.png", root)
-    return [_numbered(image, label) for image, label in _match(images, labels)]
+    need(images, f"{split}/NAME.jpg and {split}annot/NAME.png", root)
+    need(labels, f"{split}/NAME.jpg and {split}annot/NAME.png", root)
+    return [_numbered(image, label) for image, label in match_pairs(images, labels)]
 
 
 def find_vspw(root: Path, split: str) -> list[Pair]:
     """Return the frames of the videos that SPLIT.txt lists."""
     listing = root / f"{split}.txt"
-    _need(listing, f"{split}.txt with a video per line, data/VIDEO/origin and data/VIDEO/mask", root)
+    need(listing, f"{split}.txt with a video per line, data/VIDEO/origin and data/VIDEO/mask", root)
     pairs = []
     for video in read_list(listing):
         folder = root / "data" / video
-        _need(folder / "origin", "data/VIDEO/origin/*.jpg and data/VIDEO/mask/*.png", root)
-        for image, label in _match(folder / "origin", folder / "mask"):
+        need(folder / "origin", "data/VIDEO/origin/*.jpg and data/VIDEO/mask/*.png", root)
+        for image, label in match_pairs(folder / "origin", folder / "mask"):
             pairs.append(_numbered(image, label)._replace(sequence=video))
     return pairs
 
@@ -118,9 +118,9 @@ def find_vspw(root: Path, split: str) -> list[Pair]:
 def find_ade20k(root: Path, split: str) -> list[Pair]:
     """Return the pairs of images/SPLIT and annotations/SPLIT."""
     images, labels = root / "images" / split, root / "annotations" / split
-    _need(images, f"images/{split}/*.jpg and annotations/{split}/*.png", root)
-    _need(labels, f"images/{split}/*.jpg and annotations/{split}/*.png", root)
-    return [Pair(image, label, "", number) for number, (image, label) in enumerate(_match(images, labels))]
+    need(images, f"images/{split}/*.jpg and annotations/{split}/*.png", root)
+    need(labels, f"images/{split}/*.jpg and annotations/{split}/*.png", root)
+    return [Pair(image, label, "", number) for number, (image, label) in enumerate(match_pairs(images, labels))]
 
 
 LAYOUTS = {
@@ -140,9 +140,14 @@ def split_names(args: argparse.Namespace) -> tuple[str, str]:
 
 def describe_data(train: list[Pair], test: list[Pair], args: argparse.Namespace) -> dict[str, str]:
     """Return what a result says of the data."""
+    return describe_parts(args.data, split_names(args), (train, test))
+
+
+def describe_parts(root: Path, splits: Sequence[str], parts: Sequence[list[Pair]]) -> dict[str, str]:
+    """Return what a result says of the images to train and to test on."""
     return {
-        name: f"{args.data.name}/{split}, {len(part)} images"
-        for name, split, part in zip(("train", "test"), split_names(args), (train, test), strict=True)
+        name: f"{root.name}/{split}, {len(part)} images"
+        for name, split, part in zip(("train", "test"), splits, parts, strict=True)
     }
 
 
@@ -158,7 +163,8 @@ def unit_names(pairs: Sequence[Pair]) -> list[str]:
         share = 1 if len(recordings) >= UNITS else max(round(UNITS * len(recording) / len(pairs)), 1)
         for run in np.array_split(np.arange(len(recording)), min(share, len(recording))):
             first = recording[run[0]]
-            names += [f"from {first.image.stem}" if share > 1 else first.sequence or first.image.stem] * len(run)
+            name = f"from {first.image.stem}" if share > 1 else first.sequence or first.image.stem
+            names += [f"{first.sequence} {name}" if name in names else name] * len(run)
     return names
 
 
@@ -201,7 +207,12 @@ def _numbered(image: Path, label: Path) -> Pair:
     return Pair(image, label, match[1], int(match[2])) if match else Pair(image, label, "", 0)
 
 
-def _match(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+def match_pairs(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Return the pictures of two folders that have one name, in their order; labels are PNG files.
+
+    Raises:
+        InputError: a picture has no partner, or there are none.
+    """
     found, masks = by_stem(find_frames(images)), by_stem(find_frames(labels, {".png"}))
     if not found or found.keys() != masks.keys():
         odd = sorted(found.keys() ^ masks.keys())
@@ -209,6 +220,11 @@ def _match(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     return [(found[name], masks[name]) for name in found]
 
 
-def _need(path: Path, layout: str, root: Path) -> None:
+def need(path: Path, layout: str, root: Path) -> None:
+    """Check that a path exists, and say else how the data should lie.
+
+    Raises:
+        InputError: it does not.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist; expected {layout} in {root}")
