@@ -57,7 +57,7 @@ def expected_memory(recipe: Recipe, clips: ClipViews, method: Method, bf16: bool
     Activations are measured, not guessed: one real clip goes through the method on the CPU, and what autograd keeps of
     it is counted and multiplied. What only exists for a moment is estimated.
     """
-    trained = sum(parameter.numel() for parameter in method.trained.parameters())
+    trained = sum(parameter.numel() for parameter in method.trained.parameters() if parameter.requires_grad)
     others = sum(parameter.numel() for parameter in method.parameters()) - trained
     begin = [0.0, *recipe.phases()][-2]  # of the last phase, in which views are largest
     sizes = [recipe.views.at(begin, step).global_size for step in range(recipe.views.turns(begin))]

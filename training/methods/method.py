@@ -113,6 +113,14 @@ class Method(nn.Module, ABC):
         """
         model_directory.load_strictly(self.encoder(), state, where)
 
+    def go_on_from(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Take all that a run of the same parts learnt.
+
+        Raises:
+            InputError: a tensor is missing, or has another shape.
+        """
+        model_directory.load_strictly(self, state, where)
+
     def watch(self, row: Mapping[str, float]) -> str | None:
         """Return why the run should stop, given what the log holds of a step."""
         return None
