@@ -17,9 +17,7 @@ from training.data.loading import ClipViews, Place
 from training.data.sheet import draw_sheet
 from training.engine.assembly import clip_views
 from training.engine.plan import Phase, mean_cost
-from training.methods.method import At, Method, Objective
-from training.methods.self_distillation import DistillationObjective
-from training.nn.distillation import chunk_of
+from training.methods.method import At, Method
 from training.recipes.recipe import Recipe
 from video_distilled_encoder.model_config import ModelConfig
 
@@ -71,14 +69,8 @@ def expected_memory(recipe: Recipe, clips: ClipViews, method: Method, bf16: bool
         "other weights": others * 4.0,
         "activations": part * (two - one),
         "views": part * pixels * 4.0,
-        "logits": 4.0 * _logits_at_once(recipe.objective) * _LOGIT_COPIES,
+        "logits": 4.0 * recipe.objective.logits_at_once() * _LOGIT_COPIES,
     }
-
-
-def _logits_at_once(objective: Objective) -> int:
-    if not isinstance(objective, DistillationObjective):
-        return 0
-    return chunk_of(objective.head.prototypes) * objective.head.prototypes
 
 
 def flops_per_clip(

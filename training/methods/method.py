@@ -28,6 +28,10 @@ class Objective:
         """Return where in the run, by its progress, its steps begin to cost something else."""
         return []
 
+    def logits_at_once(self) -> int:
+        """Return how many logits a loss holds for a moment that keeps none of them."""
+        return 0
+
 
 class Spec(NamedTuple):
     """What a method is told of a recipe."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.common import distributed
 from training.methods.method import At, Method, Objective
 from training.nn.balance import Balance, TargetKind
-from training.nn.distillation import distill
+from training.nn.distillation import chunk_of, distill
 from training.nn.heads import HeadConfig, ProjectionHead
 from training.nn.schedules import cosine, linear_warmup
 from video_distilled_encoder import model_directory
@@ -65,6 +65,10 @@ class DistillationObjective(TeacherObjective):
             raise InputError("objective temperatures must be positive")
         if not 0 <= self.teacher_temperature_warmup <= 1:
             raise InputError("objective.teacher_temperature_warmup is a share of the run, in [0, 1]")
+
+    def logits_at_once(self) -> int:
+        """Return those of a chunk."""
+        return chunk_of(self.head.prototypes) * self.head.prototypes
 
 
 class Network(nn.Module):

@@ -66,6 +66,10 @@ class Objective(DistillationObjective):
         if self.home is not None and self.home < 0:
             raise InputError(f"objective.home is a number of patches, or null, got {self.home}")
 
+    def logits_at_once(self) -> int:
+        """Return 0: with few prototypes, all are kept."""
+        return 0
+
 
 def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
     """Return one view per frame, all of one region, in the frames' own colours."""
