@@ -28,9 +28,17 @@ METHODS = {
     "vfd": [],
     "attmask": [],
     "distill": ["--objective.teacher=nota/vfd-vits16", "--objective.hidden=32"],
+    "timet": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
+    "paka": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
 }
 
-PASSES = {"vfd": [(4, 64), (4, 32)], "attmask": [(4, 64), (2, 32)], "distill": [(1, 64)]}
+PASSES = {
+    "vfd": [(4, 64), (4, 32)],
+    "attmask": [(4, 64), (2, 32)],
+    "distill": [(1, 64)],
+    "timet": [(5, 64)],
+    "paka": [(2, 64)],
+}
 """Per clip, passes of student and teacher through the backbone, and the side of what they see."""
 
 

@@ -5,8 +5,8 @@
 3. The similarities between the patches of a frame are its kernel. The loss is 1 less the alignment of the two kernels
    (centred kernel alignment, CKA): what is alike now is to be alike later.
 
-The paper aligns two crops of one image; that they are of two frames, and of one region, is ours. With `clips.still` they
-are of one frame. Legend: B = clips, N = patches, C = width, E = width of the projection.
+The paper aligns two crops of one image; that they are of two frames, and of one region, is ours. With `clips.still`
+they are of one frame. Legend: B = clips, N = patches, C = width, E = width of the projection.
 """
 
 from __future__ import annotations
