@@ -136,7 +136,8 @@ class Method(SelfDistillation):
             )
             for found in (features, features.flip(1))
         )
-        carried_BND = there @ first_BND
+        with torch.autocast(frames.device.type, enabled=False):  # in bfloat16 many assignments would tie
+            carried_BND = there @ first_BND
         targets_BN = carried_BND.argmax(-1)
         kept_BN = torch.ones_like(targets_BN, dtype=torch.bool)
         if objective.home is not None:

@@ -41,8 +41,8 @@ class Row:
     after: str | None = None
     """An earlier row, from whose handover/ this one goes on."""
     model: str | None = None
-    """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's, `{start}` for what
-    it starts from (`run.init_from`, or random weights)."""
+    """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's, `{start}` for
+    what it starts from (`run.init_from`, or random weights)."""
     published: dict[str, float] = field(default_factory=dict)
     """What a paper says of the same row, by heading: more columns of the table."""
 

@@ -123,6 +123,14 @@ def test_a_patch_that_is_left_out_has_no_gradient(monkeypatch):
     assert torch.equal(seen[0].grad.abs().sum(-1) > 0, chosen)
 
 
+def test_assignments_are_no_coarser_under_autocast():
+    method, pixels = build().float(), clips(8).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        metrics = method.teach(pixels, 0.0)[2]
+    assert {metrics[name].dtype for name in ("patch_entropy", "carried_entropy")} == {torch.float32}
+    assert metrics["carried_entropy"].item() != metrics["carried_entropy"].bfloat16().item()
+
+
 def test_the_teacher_and_the_prototypes_of_length_one():
     method = build()
     method(batch(clips()), At(0.0)).total.backward()
