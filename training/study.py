@@ -28,7 +28,7 @@ from training.studies.study import (
     run_of,
     subject_of,
     summarize,
-    with_architecture,
+    with_names_of,
 )
 from video_distilled_encoder.errors import command
 
@@ -48,7 +48,7 @@ def main() -> None:
     study = read_study(args.study)
     settings = [*options(study.settings), *given]
     study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
-    study = with_architecture(study, read_recipe(study.recipe, settings).backbone.architecture)
+    study = with_names_of(study, read_recipe(study.recipe, settings))
     rows, measures = only(study.rows, args.rows, "rows"), only(study.measures, args.measures, "measures")
     for words in measures.values():
         in_folder(words, args.evaluation)  # what is missing is told before hours of training

@@ -1,6 +1,7 @@
 import json
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from training.engine.log import read_log
 from training.engine.trainer import Trainer
 from training.pretrain import main as pretrain_command
 from training.recipes.recipe import options, read_recipe
-from training.studies.study import STUDIES, plan, read_study, table
+from training.studies.study import STUDIES, plan, read_study, table, with_names_of
 from training.study import main
 from video_distilled_encoder import InputError
 from video_distilled_encoder.model_directory import weights_sha256
@@ -125,6 +126,30 @@ def test_a_row_goes_on_from_what_another_left(run_command, words, study, tmp_pat
     assert len(read_log(tmp_path / "out" / "other-half-seed0" / "log.jsonl")) == 2
     study.write_text(yaml.safe_dump({**STUDY, "rows": dict(reversed(rows.items()))}, sort_keys=False))
     assert "other-half is to go on after half, which is no row above it" in run_command(main, *words)
+
+
+@pytest.mark.parametrize("start", [None, "nota/vfd-vits16", "run"])
+def test_what_the_rows_start_from_is_a_row(study, tmp_path, start):
+    study.write_text(yaml.safe_dump({**STUDY, "rows": {"start": {"model": "{start}"}, "vfd": None}}))
+    base = read_recipe(
+        "smoke", [] if start is None else [f"--run.init_from={tmp_path / start if start == 'run' else start}"]
+    )
+    if start == "run":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "recipe.yaml").write_text(base.to_yaml())
+    expected = {None: "random:vit_tiny_patch16_224", "run": str(tmp_path / "run" / "encoder")}.get(start, start)
+    assert with_names_of(read_study(str(study)), base).rows["start"].model == expected
+
+
+def test_post_training_has_a_control_of_equal_steps_for_each_method(clip, frames):
+    chosen = read_study("posttrain")
+    recipes, facts = plan(chosen, [clip], frames, [*options(chosen.settings), "--run.steps=40"])
+    for method in ("vfd", "timet", "paka"):
+        moving, still = recipes[method], recipes[f"{method}-image-only"]
+        assert facts[method] == facts[f"{method}-image-only"]
+        assert moving == replace(still, clips=replace(still.clips, still=False))
+        assert (moving.backbone.train_blocks, moving.optimizer.backbone_scale) == (2, 0.1)
+        assert facts[method]["pflop"] == pytest.approx(facts["vfd"]["pflop"], rel=0.02)
 
 
 @pytest.mark.parametrize("name", names_in(STUDIES))

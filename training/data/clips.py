@@ -31,6 +31,8 @@ class ClipsConfig:
     reduced: bool = False
     """Decode a frame at a half, a quarter or an eighth of its size where all its views have still twice their pixels:
     for large frames, when they are not in memory."""
+    still: bool = False
+    """Take the first frame of a clip for all: the same clips, crops and arithmetic without time, as a control."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride <= 0:
@@ -84,6 +86,9 @@ class ClipIndex:
         rows = [clip_frames(store.times, store.shots, furthest) for store in stores]
         self.frames = np.concatenate(rows) if rows else np.zeros((0, len(furthest)), dtype=np.int64)
         """(clips, K) frame numbers, with the largest gap if that is drawn."""
+        if config.still:
+            self.frames = np.repeat(self.frames[:, :1], len(furthest), axis=1)
+            self.spec = self.spec._replace(gap=None)
         self.videos = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         """(clips,) the store each clip is from."""
         without = [store for store, row in zip(stores, rows, strict=True) if not len(row)]

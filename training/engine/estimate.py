@@ -17,9 +17,7 @@ from training.data.loading import ClipViews, Place
 from training.data.sheet import draw_sheet
 from training.engine.assembly import clip_views
 from training.engine.plan import Phase, mean_cost
-from training.methods.method import At, Method, Objective
-from training.methods.self_distillation import DistillationObjective
-from training.nn.distillation import chunk_of
+from training.methods.method import At, Method
 from training.recipes.recipe import Recipe
 from video_distilled_encoder.model_config import ModelConfig
 
@@ -57,7 +55,7 @@ def expected_memory(recipe: Recipe, clips: ClipViews, method: Method, bf16: bool
     Activations are measured, not guessed: one real clip goes through the method on the CPU, and what autograd keeps of
     it is counted and multiplied. What only exists for a moment is estimated.
     """
-    trained = sum(parameter.numel() for parameter in method.trained.parameters())
+    trained = sum(parameter.numel() for parameter in method.trained.parameters() if parameter.requires_grad)
     others = sum(parameter.numel() for parameter in method.parameters()) - trained
     begin = [0.0, *recipe.phases()][-2]  # of the last phase, in which views are largest
     sizes = [recipe.views.at(begin, step).global_size for step in range(recipe.views.turns(begin))]
@@ -71,14 +69,8 @@ def expected_memory(recipe: Recipe, clips: ClipViews, method: Method, bf16: bool
         "other weights": others * 4.0,
         "activations": part * (two - one),
         "views": part * pixels * 4.0,
-        "logits": 4.0 * _logits_at_once(recipe.objective) * _LOGIT_COPIES,
+        "logits": 4.0 * recipe.objective.logits_at_once() * _LOGIT_COPIES,
     }
-
-
-def _logits_at_once(objective: Objective) -> int:
-    if not isinstance(objective, DistillationObjective):
-        return 0
-    return chunk_of(objective.head.prototypes) * objective.head.prototypes
 
 
 def flops_per_clip(

@@ -46,7 +46,7 @@ def start_from(name: str, method: Method) -> Start:
     state, runs = found
     different = _first_difference(state, method.state_dict())
     if different is None:
-        model_directory.load_strictly(method, state, name)
+        method.go_on_from(state, name)
         return Start(f"starting from {name}: all that its run learnt", runs)
     method.start_from(handover.backbone_of(state), name)
     return Start(f"starting from {name}: the backbone alone, for {different} is another here", runs)

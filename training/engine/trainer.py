@@ -76,7 +76,10 @@ class Trainer:
         self.step = 0
         self.drop_paths = DropPaths(method.trained, world.rank)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(method.trained), lr=0.0, betas=recipe.optimizer.betas, fused=True
+            parameter_groups(method.trained, recipe.optimizer.backbone_scale),
+            lr=0.0,
+            betas=recipe.optimizer.betas,
+            fused=True,
         )
         self.peak_learning_rate = recipe.optimizer.peak(recipe.run.batch_size, recipe.clips.frames)
         self.bf16 = recipe.run.uses_bf16(world.device.type)
@@ -197,7 +200,7 @@ class Trainer:
         """Set learning rate and weight decay for the coming step; return them."""
         values = self.recipe.optimizer.at(self.plan.progress(self.step), self.peak_learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = values["learning_rate"]
+            group["lr"] = group["rate"] * values["learning_rate"]
             group["weight_decay"] = values["weight_decay"] if group["decayed"] else 0.0
         return values
 

@@ -75,7 +75,9 @@ class Student(Tower):
 
     def __init__(self, backbone: VisionTransformer, objective: Objective) -> None:
         super().__init__(backbone, objective.head)
-        self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
+        # below the blocks: learnt with what is there, for its gradient would have to pass through all of them
+        learnt = backbone.patch_embed.proj.weight.requires_grad
+        self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim), requires_grad=learnt)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def encode_masked(self, pixels: Tensor, mask: Tensor) -> Tensor:

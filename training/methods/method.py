@@ -28,6 +28,10 @@ class Objective:
         """Return where in the run, by its progress, its steps begin to cost something else."""
         return []
 
+    def logits_at_once(self) -> int:
+        """Return how many logits a loss holds for a moment that keeps none of them."""
+        return 0
+
 
 class Spec(NamedTuple):
     """What a method is told of a recipe."""
@@ -112,6 +116,14 @@ class Method(nn.Module, ABC):
             InputError: they are of another architecture.
         """
         model_directory.load_strictly(self.encoder(), state, where)
+
+    def go_on_from(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Take all that a run of the same parts learnt.
+
+        Raises:
+            InputError: a tensor is missing, or has another shape.
+        """
+        model_directory.load_strictly(self, state, where)
 
     def watch(self, row: Mapping[str, float]) -> str | None:
         """Return why the run should stop, given what the log holds of a step."""

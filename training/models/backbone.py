@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
 
 
@@ -23,6 +24,9 @@ class BackboneConfig:
     """Arguments of timm's VisionTransformer that differ from the architecture's, as {"depth": 6}."""
     drop_path: float = 0.1
     """Stochastic depth of the student (DINO)."""
+    train_blocks: int | None = None
+    """Train the last so many blocks alone, as works that post-train an encoder do (MoSiC, TimeT: 2); what is below them
+    and the final norm stay as they are, and cost no backward pass. All of the backbone if not given."""
 
     @property
     def config(self) -> ModelConfig:
@@ -31,12 +35,28 @@ class BackboneConfig:
 
     def build(self, stochastic: bool) -> VisionTransformer:
         """Build the backbone with random weights, with stochastic depth or without."""
-        return self.config.build_backbone(**({"drop_path_rate": self.drop_path} if stochastic else {}))
+        backbone = self.config.build_backbone(**({"drop_path_rate": self.drop_path} if stochastic else {}))
+        if self.train_blocks is not None:
+            train_last(backbone, self.train_blocks)
+        return backbone
 
     @property
     def patch(self) -> int:
         """Side of a patch in pixels."""
         return _patch_of(self.architecture, json.dumps(self.model_args))
+
+
+def train_last(backbone: VisionTransformer, blocks: int) -> None:
+    """Leave only the last blocks of a backbone to be trained.
+
+    Raises:
+        InputError: it has not so many.
+    """
+    depth = len(backbone.blocks)
+    if not 0 <= blocks <= depth:
+        raise InputError(f"backbone.train_blocks must lie in 0 to {depth}, the blocks that there are; got {blocks}")
+    backbone.requires_grad_(False)
+    backbone.blocks[depth - blocks :].requires_grad_(True)
 
 
 @functools.cache

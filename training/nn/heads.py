@@ -36,22 +36,22 @@ class HeadConfig:
             raise InputError("head.prototypes, head.hidden and head.bottleneck must be positive")
 
 
+def projection(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Return DINO's MLP of three layers."""
+    sides = (width, hidden, hidden, out)
+    first, second, third = (nn.Linear(sides[number], sides[number + 1]) for number in range(3))
+    for layer in (first, second, third):
+        trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
+
+
 class ProjectionHead(nn.Module):
     """MLP of three layers, L2 normalisation, weight-normalised prototypes (Caron et al. 2021, appendix C)."""
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.bottleneck),
-        )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.mlp = projection(width, config.hidden, config.bottleneck)
         self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
         nn.init.kaiming_uniform_(self.prototypes, a=5**0.5)
         self.gain = nn.Parameter(torch.ones(config.prototypes, 1), requires_grad=not config.norm_last_layer)

@@ -23,6 +23,8 @@ class OptimizerConfig:
     """How the peak follows the batch: with batch / 256, with the root of that, or not at all."""
     learning_rate_end: float = 1e-6
     """At the end of the cosine; not scaled."""
+    backbone_scale: float = 1.0
+    """The backbone's learning rate over that of all else; works that post-train an encoder take 0.1."""
     learning_rate_batch: Literal["clips", "frames"] = "clips"
     """What the batch counts for that scaling: clips, or clips times frames (the papers' "batch 256" says neither)."""
     warmup: float = 0.1
@@ -39,6 +41,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.learning_rate_end < 0:
             raise InputError("optimizer.learning_rate must be positive and .learning_rate_end not negative")
+        if self.backbone_scale < 0:
+            raise InputError(f"optimizer.backbone_scale must not be negative, got {self.backbone_scale}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimizer.warmup is a share of the run in [0, 1), got {self.warmup}")
         if self.clip_grad is not None and self.clip_grad <= 0:
@@ -59,13 +63,23 @@ class OptimizerConfig:
         }
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Split parameters into those with weight decay and those without (biases, norms), as DINO does."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decayed": True},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "decayed": False},
-    ]
+def parameter_groups(module: nn.Module, backbone_scale: float) -> list[dict[str, Any]]:
+    """Split what is trained by the weight decay and the learning rate that it gets.
+
+    Args:
+        module: whose parameters they are; those of its `backbone`, if it has one, have a learning rate of their own.
+        backbone_scale: that over the others'.
+
+    Returns:
+        Groups with their `params`; whether they are `decayed`, which biases and norms are not, as in DINO; and the
+        `rate` by which their learning rate is multiplied.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            kind = parameter.ndim > 1, backbone_scale if name.startswith("backbone.") else 1.0
+            groups.setdefault(kind, []).append(parameter)
+    return [{"params": params, "decayed": decayed, "rate": rate} for (decayed, rate), params in groups.items()]
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float | None, together: bool = False) -> Tensor:

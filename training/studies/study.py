@@ -16,6 +16,7 @@ from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, open_stores
 from training.engine import handover
 from training.engine.assembly import build_method, clip_index, clip_views
+from training.engine.directory import is_run
 from training.engine.estimate import find_phases
 from training.engine.plan import mean_cost
 from training.evaluation.evidence import Subject, read_figure
@@ -40,7 +41,8 @@ class Row:
     after: str | None = None
     """An earlier row, from whose handover/ this one goes on."""
     model: str | None = None
-    """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's."""
+    """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's, `{start}` for
+    what it starts from (`run.init_from`, or random weights)."""
     published: dict[str, float] = field(default_factory=dict)
     """What a paper says of the same row, by heading: more columns of the table."""
 
@@ -81,10 +83,14 @@ def _study_of(content: dict[str, Any]) -> Study:
     return Study(rows=rows, **content)
 
 
-def with_architecture(study: Study, architecture: str) -> Study:
-    """Name the base's architecture in the rows that ask for it."""
+def with_names_of(study: Study, base: Recipe) -> Study:
+    """Name the base's architecture, and the encoder that it starts from, in the rows that ask for them."""
+    architecture = base.backbone.architecture
+    start = base.run.init_from or f"random:{architecture}"
+    if is_run(Path(start)):
+        start = str(Path(start) / "encoder")
     rows = {
-        name: replace(row, model=row.model.format(architecture=architecture)) if row.model else row
+        name: replace(row, model=row.model.format(architecture=architecture, start=start)) if row.model else row
         for name, row in study.rows.items()
     }
     return replace(study, rows=rows)

@@ -41,13 +41,28 @@ def launch(*arguments):
     )
 
 
+LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--optimizer.learning_rate=0.001"]
+
+
 @pytest.mark.parametrize(
-    ("method", "targets"), [("vfd", "centering"), ("vfd", "sinkhorn_knopp"), ("ibot", "centering")]
+    "options",
+    [
+        ["--objective.targets=centering"],
+        ["--objective.targets=sinkhorn_knopp"],
+        [
+            "--recipe",
+            "smoke",
+            "ibot",
+            "--objective.targets=centering",
+            "--views.local_views=2",
+            "--objective.head.prototypes=64",
+        ],
+        ["--recipe", "smoke", "timet", "--objective.head.prototypes=16", *LAST_BLOCK],
+        ["--recipe", "smoke", "paka", *LAST_BLOCK],
+    ],
+    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka"],
 )
-def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, method, targets):
-    options = [f"--objective.targets={targets}"]
-    if method == "ibot":
-        options += ["--recipe", "smoke", "ibot", "--views.local_views=2", "--objective.head.prototypes=64"]
+def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, options):
     launchers = ("none", "torchrun")
     for launcher in launchers:
         result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, *options)

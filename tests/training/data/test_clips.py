@@ -157,3 +157,15 @@ def test_a_gap_is_drawn_anew_for_every_clip_and_stays_in_the_video():
 def test_the_seconds_between_frames_are_those_of_the_videos():
     index = ClipIndex(stores(40), ClipsConfig(3, 0.083), seed=0)
     assert index.offsets() == pytest.approx([0.0, 0.1, 0.2])  # ten frames a second have no 0.083 s
+
+
+@pytest.mark.parametrize("spec", [None, ClipSpec((0.0, 0.2), gap=(0.3, 1.0), draws=2)])
+def test_still_clips_are_the_first_frames_of_the_same_clips(spec):
+    videos = stores(60, 45)
+    moving, still = (ClipIndex(videos, ClipsConfig(3, 0.5, still=s), seed=1, spec=spec) for s in (False, True))
+    assert len(moving) == len(still)
+    for position in range(2 * moving.samples):
+        (store, frames), (same, repeated) = moving[position], still[position]
+        assert store is same
+        assert repeated.tolist() == [frames[0]] * 3
+    assert still.offsets() == [0.0, 0.0, 0.0]

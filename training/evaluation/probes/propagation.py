@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from training.nn.propagation import TIE, mean_of_best
+
 TILE = 12
 """Patches on a side of the squares that are worked on at once: small ones compare little beyond the neighbourhood."""
-TIE = 1e-6
-"""Cosines this close to the last of the top-k count as equal to it and are taken too, so that order never decides."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,7 @@ def _mean_of_best(cosines: Tensor, values: Tensor, variant: Variant) -> Tensor:
     if chosen.count_nonzero() == best.numel():
         weights = (best / variant.temperature).softmax(1)
         return (weights[..., None] * values[sources]).sum(1)
-    weights = ((cosines - best[:, :1]) / variant.temperature).exp() * chosen
-    return weights @ values / weights.sum(1, keepdim=True)
+    return mean_of_best(cosines, values, variant.top_k, variant.temperature)
 
 
 def _unit(features: Tensor, device: torch.device | str) -> Tensor:
