@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,30 @@ def _is_file(path: Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sort paths by name, numbers by their value: frame2.jpg comes before frame10.jpg."""
+    return sorted(paths, key=lambda path: ([_counted(part) for part in path.parts], path))
+
+
+def _counted(name: str) -> list[str | int]:
+    """Split a name into text and numbers, in turns."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def find_frames(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return the pictures in a folder in their order, none if it does not exist; hidden files are none.
+
+    Args:
+        folder: that they lie in.
+        suffixes: theirs, in lower case.
+    """
+    if not folder.is_dir():
+        return []
+    return natural_order(
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
 
 
 @contextmanager
