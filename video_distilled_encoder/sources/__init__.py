@@ -82,8 +82,7 @@ def _chosen(path: Path, sources: list[Source], asked: Asked) -> list[Source]:
     chosen = [s for s in chosen if s.episode is None or asked.episodes is None or s.episode in asked.episodes]
     if not chosen and asked.episodes is not None:
         raise InputError(
-            f"{path} has no episode from {asked.episodes.start} to before {asked.episodes.stop}; its episodes are "
-            f"{min(episodes)} to {max(episodes)}"
+            f"{path} has none of the episodes asked for; its episodes are {min(episodes)} to {max(episodes)}"
         )
     return chosen
 

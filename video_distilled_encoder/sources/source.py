@@ -6,8 +6,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
+from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256
 from video_distilled_encoder.video import VideoFrame, VideoInfo
 
@@ -70,6 +72,10 @@ class Asked:
     """Numbers of the episodes of data sets; all if none are given."""
     fps: float | None = None
     """Frames per second of what has no clock."""
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0 < self.fps < inf:
+            raise InputError(f"--source-fps must be positive, got {self.fps}")
 
 
 @dataclass

@@ -163,7 +163,7 @@ def test_cameras_and_episodes_are_chosen(version_3):
     assert {(source.camera, source.episode) for source in chosen} == {(CAMERAS[1], 1), (CAMERAS[1], 2)}
     with pytest.raises(InputError, match=r"no camera of .* is called 'front'; there are: observation\.images\.top"):
         find_sources([version_3], Asked(cameras="front"))
-    with pytest.raises(InputError, match="no episode from 7 to before 9; its episodes are 0 to 2"):
+    with pytest.raises(InputError, match="none of the episodes asked for; its episodes are 0 to 2"):
         find_sources([version_3], Asked(episodes=range(7, 9)))
 
 
