@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -217,6 +218,12 @@ def test_missing_and_cut_tables_are_refused(version_3, tmp_path):
     write_info(root, "v1.6")
     with pytest.raises(InputError, match=r"is a LeRobot data set of v1\.6"):
         find_sources([root])
+
+
+def test_without_pyarrow_the_extra_is_named(version_3, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pyarrow is not installed.*\[robot\]"):
+        find_sources([version_3])
 
 
 def test_the_case_of_three_episodes():
