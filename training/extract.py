@@ -1,14 +1,20 @@
-"""`python -m training.extract VIDEO_OR_DIR… `: videos to frame stores, in parallel, each video once."""
+"""`python -m training.extract PATH… `: recordings to frame stores, in parallel, each once; `--list` says what is there.
+
+A path is a video file, a LeRobot data set (v2.0 to v3.0), a folder of numbered pictures, or a folder of any of them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from training.common.cache import frame_stores
-from training.common.commands import command_parser
+from training.common.commands import command_parser, parse_range
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig
+from training.data.listing import describe
 from video_distilled_encoder.errors import command
+from video_distilled_encoder.sources import look_for_sources
+from video_distilled_encoder.sources.source import Asked
 
 
 @command
@@ -16,16 +22,26 @@ def main() -> None:
     """Run the command."""
     defaults = ExtractConfig()
     parser = command_parser("extract", __doc__)
-    parser.add_argument("videos", nargs="+", type=Path, help="video files, or folders searched for them")
+    parser.add_argument("paths", nargs="+", type=Path, help="videos, data sets, or folders searched for them")
+    parser.add_argument("--list", action="store_true", help="only tell what is there, before anything is decoded")
+    parser.add_argument("--cameras", default="*", metavar="GLOB", help="cameras of data sets (all)")
+    parser.add_argument("--episodes", type=parse_range, metavar="A:B", help="episodes of data sets, B left out (all)")
+    parser.add_argument("--source-fps", type=float, help="frames per second of what has no clock, as of folders")
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames kept per second (all)")
     parser.add_argument("--short-side", type=int, help="resize larger frames to this many pixels (do not)")
     parser.add_argument("--quality", type=int, default=defaults.quality, help="JPEG quality (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out videos that cannot be read")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out recordings that cannot be read")
     args = parser.parse_args()
+    asked = Asked(args.cameras, args.episodes, args.source_fps)
+    if args.list:
+        print(describe(look_for_sources(args.paths, asked)))
+        return
     config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)
-    stores = extract_all(args.videos, args.frames, config, workers=args.workers, skip_unreadable=args.skip_unreadable)
+    stores = extract_all(
+        args.paths, args.frames, config, asked=asked, workers=args.workers, skip_unreadable=args.skip_unreadable
+    )
     print(f"{len(stores)} frame stores in {args.frames / config.folder}")
 
 

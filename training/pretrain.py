@@ -60,7 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is not a setting of the recipe."""
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="videos, data sets, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
     parser.add_argument("--init-from", help="the same as --run.init_from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

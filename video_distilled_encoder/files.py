@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,14 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
-def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
+def _never(path: Path) -> bool:
+    return False
+
+
+def find_files(path: Path, suffixes: Collection[str], known: Callable[[Path], bool] = _never) -> list[Path]:
     """Return a file, or those of a folder, and of the folders in it, whose names end in one of some suffixes; sorted.
+
+    Files that are known by what they hold are found too, and so are folders, which are then not gone into.
 
     Links are followed, and a folder that several lead to is gone through once. What is left out is counted in a
     warning: other files, hidden ones and hidden folders, links that lead nowhere, pictures that `vde-encode` wrote. A
@@ -46,18 +53,18 @@ def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
     """
     if not os.path.lexists(path):
         raise InputError(f"{path} does not exist")
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) or known(path):
         return [path]
     found: list[Path] = []
     left_out: Counter[str] = Counter()
     others: set[str] = set()
-    for entry in _walk(path, found, left_out):
+    for entry in _walk(path, found, left_out, known):
         suffix = entry.suffix.lower()
         if entry.name.startswith("."):
             left_out["hidden"] += 1
         elif entry.name.lower().endswith((".pca.png", ".pca.mp4")):
             left_out["written by vde-encode"] += 1
-        elif suffix in suffixes and _is_file(entry):
+        elif _is_file(entry) and (suffix in suffixes or known(entry)):
             found.append(entry)
         elif os.path.islink(entry) and not os.path.exists(entry):
             left_out["links that lead nowhere"] += 1
@@ -71,20 +78,27 @@ def find_files(path: Path, suffixes: Collection[str]) -> list[Path]:
     return sorted(found)
 
 
-def _walk(root: Path, unlistable: list[Path], left_out: Counter[str]) -> Iterator[Path]:
-    """Yield what is no folder below a folder; what links lead to comes last, so that its own place goes before them."""
+def _walk(root: Path, found: list[Path], left_out: Counter[str], known: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield what is no folder below a folder; what links lead to comes last, so that its own place goes before them.
+
+    Folders that are known, and those that cannot be listed, are added to what is found.
+    """
     seen: set[tuple[int, int]] = set()
     starts = [root]
     while starts:
         links: list[Path] = []
         for start in starts:
-            for name, folders, files in os.walk(start, onerror=lambda error: unlistable.append(Path(error.filename))):
+            for name, folders, files in os.walk(start, onerror=lambda error: found.append(Path(error.filename))):
                 folder = Path(name)
                 status = folder.stat()
                 if (place := (status.st_dev, status.st_ino)) in seen:
                     folders.clear()
                     continue
                 seen.add(place)
+                if folder != root and known(folder):
+                    found.append(folder)
+                    folders.clear()
+                    continue
                 left_out["hidden"] += sum(inner.startswith(".") for inner in folders)
                 folders[:] = [inner for inner in folders if not inner.startswith(".")]
                 links += [folder / inner for inner in folders if (folder / inner).is_symlink()]
@@ -99,6 +113,30 @@ def _is_file(path: Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sort paths by name, numbers by their value: frame2.jpg comes before frame10.jpg."""
+    return sorted(paths, key=lambda path: ([_counted(part) for part in path.parts], path))
+
+
+def _counted(name: str) -> list[str | int]:
+    """Split a name into text and numbers, in turns."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def find_frames(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return the pictures in a folder in their order, none if it does not exist; hidden files are none.
+
+    Args:
+        folder: that they lie in.
+        suffixes: theirs, in lower case.
+    """
+    if not folder.is_dir():
+        return []
+    return natural_order(
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
 
 
 @contextmanager

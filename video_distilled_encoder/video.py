@@ -64,8 +64,29 @@ def probe(path: Path) -> VideoInfo:
         return VideoInfo(stream.width, stream.height, fps, frames or round(seconds * fps))
 
 
-def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
-    """Decode a video from front to back.
+class Pace:
+    """Chooses frames: the nearest to each multiple of `min_interval` seconds; 0 chooses all.
+
+    Args:
+        min_interval: seconds.
+        interval: usual seconds between two frames, 0 if they are not known.
+    """
+
+    def __init__(self, min_interval: float, interval: float) -> None:
+        self.min_interval, self.half = min_interval, interval / 2
+        self._next = 0.0
+
+    def keeps(self, time: float) -> bool:
+        """Return whether the next frame, at `time` seconds, is kept."""
+        if time + self.half < self._next:
+            return False
+        while self.min_interval and time + self.half >= self._next:
+            self._next += self.min_interval
+        return True
+
+
+def read_frames(path: Path, min_interval: float = 0.0, span: tuple[float, float] | None = None) -> Iterator[VideoFrame]:
+    """Decode a video, or a part of it, from front to back.
 
     Where recordings were joined, or the clock was set, time goes on with the next frame, which begins a new shot; where
     the size changes, a new shot begins whose frames are resized and cropped to the first size. A warning says so.
@@ -73,19 +94,22 @@ def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
     Args:
         path: the video file.
         min_interval: seconds; of the frames, the nearest to each multiple of it is kept. 0 keeps all.
+        span: begin and end, which is left out, in seconds of the container's own clock.
 
     Raises:
-        InputError: the file is missing, empty, damaged, truncated or holds no video with time stamps.
+        InputError: the file is missing, empty, damaged, truncated or holds no video with time stamps, or ends before
+            the span does.
     """
     with _open(path) as container, _threads_at_rest(container.streams.video[0]) as stream:
         interval = 1 / float(stream.average_rate) if stream.average_rate else 0.0
         clock = _Clock(interval, _LONGEST_GAP_OF_BROADCAST if container.format.flags & _MAY_JUMP else _LONGEST_GAP)
         changes: Counter[str] = Counter()
+        pace = Pace(min_interval, interval)
         packets = _Packets(container)
-        decoded, next_time, new_shot = 0, 0.0, False
+        decoded, new_shot = 0, False
         shape: tuple[int, int] | None = None
         size: tuple[int, int] | None = None
-        for frame in _decode(packets, path):
+        for frame in _within(span, container, _decode(packets, path)):
             decoded += 1
             time, change = clock.read(frame.time)
             if shape not in (None, (frame.width, frame.height)):
@@ -95,21 +119,38 @@ def read_frames(path: Path, min_interval: float = 0.0) -> Iterator[VideoFrame]:
             if change:
                 changes[change] += 1
                 new_shot = True
-            if time + interval / 2 < next_time:
+            if not pace.keeps(time):
                 continue
-            while min_interval and time + interval / 2 >= next_time:
-                next_time += min_interval
             image = _upright(frame)
             size = size or image.shape[:2]
             yield VideoFrame(time, _fit(image, size), new_shot)
             new_shot = False
+        if decoded == 0 and span:
+            raise InputError(f"{path} holds no frame from {max(span[0], 0):.2f} s to {span[1]:.2f} s")
         if decoded == 0:
             raise InputError(f"{path} holds no frame that can be decoded; it is damaged or truncated")
-        if missing := packets.missing(round((time + interval) / interval) if interval else 0):
+        if span and span[1] - span[0] > time + 1.75 * interval:
+            raise InputError(f"{path} ends {span[1] - span[0] - time - interval:.2f} s before {span[1]:.2f} s")
+        if not span and (missing := packets.missing(round((time + interval) / interval) if interval else 0)):
             raise InputError(f"{path} is truncated: {missing} of its frames are missing at its end")
         if changes:
             counts = ", ".join(f"{change} ({count} x)" for change, count in changes.items())
             warn(f"in {path} {counts}: a new shot begins, time goes on, and all frames are given the first one's size")
+
+
+def _within(span: tuple[float, float] | None, container: Any, frames: Iterable[Any]) -> Iterator[Any]:
+    """Yield the frames of a span, decoded from the last key frame before it."""
+    if span is None:
+        yield from frames
+        return
+    stream = container.streams.video[0]
+    if span[0] > 0:
+        container.seek(int(span[0] / stream.time_base), stream=stream)
+    for frame in frames:
+        if frame.time is not None and frame.time >= span[1]:
+            return
+        if frame.time is not None and frame.time >= span[0]:
+            yield frame
 
 
 @contextmanager

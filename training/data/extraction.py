@@ -1,4 +1,4 @@
-"""Videos to frame stores, in parallel, each video once."""
+"""Sources to frame stores, in parallel, each once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from training.common import stop
 from training.common.machine import processors
-from training.data.frame_store import ExtractConfig, extract_video
+from training.data.frame_store import ExtractConfig, extract_source
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
-from video_distilled_encoder.video import find_videos
+from video_distilled_encoder.sources import find_sources
+from video_distilled_encoder.sources.source import Asked, Source
 
 _STOPPED = "stopped while videos were extracted; the same command goes on"
 
@@ -28,30 +29,32 @@ def extract_all(
     root: Path,
     config: ExtractConfig,
     *,
+    asked: Asked | None = None,
     workers: int = 0,
     skip_unreadable: bool = False,
     deadline: float | None = None,
 ) -> dict[Path, str]:
-    """Extract every video named by `paths` (files or folders).
+    """Extract every source that `paths` hold (`video_distilled_encoder.sources`).
 
     Args:
-        paths: video files, or folders that are searched for them.
+        paths: video files, data sets, or folders that are searched for them.
         root: folder of the stores.
         config: frame rate, size and quality.
+        asked: cameras and episodes, and the rate of what has no clock.
         workers: processes; 0 means one per processor.
         skip_unreadable: leave out, with a warning, videos that cannot be read, instead of refusing at the end.
         deadline: of `time.monotonic`, after which no more is begun.
 
     Returns:
-        The stores in the order of the videos, each with the folder of its video; a video given twice counts once.
+        The stores in the order of the sources, each with the group of its source; a video given twice counts once.
 
     Raises:
         InputError: a video cannot be read, all others being extracted then, or none is left; or the time is over, or
             the process was asked to stop, or the stores cannot be written.
     """
-    videos = find_videos(paths)
+    videos = find_sources(paths, asked)
     workers = min(workers or processors(), len(videos))
-    stores: dict[Path, Path] = {}
+    stores: dict[Source, Path] = {}
     failed: list[InputError] = []
     with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
         for video, result in _in_parallel(videos, root, config, workers):
@@ -75,20 +78,20 @@ def extract_all(
         refuse_failed(failed, len(videos), "videos cannot be read; mend them or leave them out (--skip-unreadable)")
     if not stores:
         raise InputError("none of the videos can be read")
-    # From the back, so that of a video given twice the first folder stays.
-    folders = {stores[video]: str(video.parent) for video in reversed(videos) if video in stores}
-    return {stores[video]: folders[stores[video]] for video in videos if video in stores}
+    # From the back, so that of a video given twice the first group stays.
+    groups = {stores[video]: video.group for video in reversed(videos) if video in stores}
+    return {stores[video]: groups[stores[video]] for video in videos if video in stores}
 
 
-Result = tuple[Path, Callable[[], Path]]
+Result = tuple[Source, Callable[[], Path]]
 """A video that is done, with a function that returns its store or raises its error."""
 
 
-def _in_parallel(videos: Sequence[Path], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
+def _in_parallel(videos: Sequence[Source], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
     """Yield each video as it is done. Where a process dies, the videos in work are tried one by one to find which."""
     if workers == 1:
         for video in videos:
-            yield video, partial(extract_video, video, root, config)
+            yield video, partial(extract_source, video, root, config)
         return
     left = deque(videos)
     while left:
@@ -98,19 +101,19 @@ def _in_parallel(videos: Sequence[Path], root: Path, config: ExtractConfig, work
 
 
 def _until_a_process_dies(
-    left: deque[Path], root: Path, config: ExtractConfig, workers: int
-) -> Generator[Result, None, list[Path]]:
+    left: deque[Source], root: Path, config: ExtractConfig, workers: int
+) -> Generator[Result, None, list[Source]]:
     """Extract videos, which are taken from `left`, and return those that were in work when a process died, if one did.
 
     Raises:
         InputError: it died because all were asked to stop.
     """
-    jobs: dict[Future[Path], Path] = {}
+    jobs: dict[Future[Path], Source] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare_output) as pool:
         try:
             while left or jobs:
                 while left and len(jobs) < workers:
-                    jobs[pool.submit(extract_video, left[0], root, config)] = left[0]
+                    jobs[pool.submit(extract_source, left[0], root, config)] = left[0]
                     left.popleft()
                 done, _ = wait(jobs, return_when=FIRST_COMPLETED)
                 for job in done:
@@ -127,7 +130,7 @@ def _until_a_process_dies(
     return list(jobs.values())
 
 
-def _refuse(video: Path) -> Path:
+def _refuse(video: Source) -> Path:
     raise InputError(
         f"{video} was given up: a process was ended from outside, perhaps for want of memory, twice while videos were "
         "extracted, the second time with this one alone"

@@ -1,9 +1,9 @@
-"""Frame stores: the frames of one video as JPEGs in one uncompressed ZIP file, with their time stamps.
+"""Frame stores: the frames of one source as JPEGs in one uncompressed ZIP file, with their time stamps.
 
 ZIP, because every language and file manager opens it, its central directory gives random access to each frame, and the
 standard library writes it. JPEG, because a region of it can be decoded alone (`training.data.jpeg`). A store is named
-by the SHA-256 of the video's content, so that a video is extracted once however often it is copied or renamed, and it
-appears under its name only when it is complete.
+by the source's identity, of a video file the SHA-256 of its content, so that a video is extracted once however often it
+is copied or renamed, and it appears under its name only when it is complete.
 
     000000.jpg, 000001.jpg, …   the frames, in order
     video.json                  {"source", "sha256", "size": [width, height], "times": seconds of each frame,
@@ -29,8 +29,9 @@ from training.data import jpeg
 from training.data.box import Box
 from training.data.cuts import find_cuts, thumbnail
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_path, reading
-from video_distilled_encoder.video import VideoFrame, read_frames
+from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.sources.source import Source
+from video_distilled_encoder.video import VideoFrame
 
 _META = "video.json"
 
@@ -62,14 +63,13 @@ class ExtractConfig:
         return f"{fps}-{size}-q{self.quality}"
 
 
-def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
-    """Write the frame store of a video, unless it is there already, and return its path.
+def extract_source(source: Source, root: Path, config: ExtractConfig) -> Path:
+    """Write the frame store of a source, unless it is there already, and return its path.
 
     Raises:
-        InputError: the video is missing, unreadable, empty, damaged or truncated. No store is left behind then.
+        InputError: the source is missing, unreadable, empty, damaged or truncated. No store is left behind then.
     """
-    with reading(video):
-        digest = remembered_sha256(video)
+    digest = source.identity(remembered_sha256)
     path = root / config.folder / f"{digest[:16]}.zip"
     if path.exists():
         return path
@@ -78,7 +78,7 @@ def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
     joints: set[int] = set()
     before: np.ndarray | None = None
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for frame in read_frames(video, min_interval=1 / config.fps if config.fps else 0.0):
+        for frame in source.frames(min_interval=1 / config.fps if config.fps else 0.0):
             image = _scale_down(frame, config)
             archive.writestr(f"{len(times):06d}.jpg", jpeg.encode(image, config.quality))
             if frame.new_shot:
@@ -88,7 +88,7 @@ def extract_video(video: Path, root: Path, config: ExtractConfig) -> Path:
             changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
             before = small
         cuts = sorted(joints.union(find_cuts(np.array(changes))))
-        meta = {"source": video.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
+        meta = {"source": source.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
         archive.writestr(_META, json.dumps({**meta, "settings": asdict(config)}))
     return path
 
@@ -102,11 +102,11 @@ def _scale_down(frame: VideoFrame, config: ExtractConfig) -> Image.Image:
 
 
 class FrameStore:
-    """Random access to the frames of one video.
+    """Random access to the frames of one source.
 
     Args:
         path: the ZIP file.
-        folder: where the video is from; videos of one folder are one source of clips.
+        folder: group of the source, of a video file its folder; clips are balanced by it.
 
     Raises:
         InputError: the file is not a whole frame store, when it is opened.
@@ -128,7 +128,7 @@ class FrameStore:
         except (OSError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is not a whole frame store ({error}); delete it and extract again") from error
         self.shots = np.cumsum(self.shots)
-        # A stored member's bytes follow its local header: 30 bytes and the name (extract_video writes no extra field).
+        # A stored member's bytes follow its local header: 30 bytes and the name (extract_source writes no extra field).
         self._offsets = np.array([info.header_offset + 30 + len(info.filename) for info in frames], dtype=np.int64)
         self._sizes = np.array([info.file_size for info in frames], dtype=np.int64)
         self.pixels: Tensor | None = None
@@ -168,5 +168,5 @@ class FrameStore:
 
 
 def open_stores(stores: Mapping[Path, str]) -> list[FrameStore]:
-    """Open several stores, each with the folder that its video is from."""
+    """Open several stores, each with the group of its source."""
     return [FrameStore(path, folder) for path, folder in stores.items()]

@@ -1,13 +1,14 @@
 import numpy as np
 
 from training.data.cuts import find_cuts
-from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source
 from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import read_frames, write_video
 
 
 def test_a_real_clip_of_one_shot_has_no_cut(clip, tmp_path):
-    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig()))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, ExtractConfig()))
     assert (store.shots == 0).all()
 
 
@@ -16,9 +17,9 @@ def test_the_cut_between_two_scenes_is_found_at_any_frame_rate(clip, photograph,
     second = np.asarray(open_image(photograph).resize((480, 270)))
     moving = [np.roll(second, 4 * number, axis=1) for number in range(30)]
     write_video(tmp_path / "two.mp4", [*first, *moving], 24)
-    whole = FrameStore(extract_video(tmp_path / "two.mp4", tmp_path, ExtractConfig()))
+    whole = FrameStore(extract_source(VideoFile(tmp_path / "two.mp4"), tmp_path, ExtractConfig()))
     assert np.flatnonzero(np.diff(whole.shots)).tolist() == [29]
-    slower = FrameStore(extract_video(tmp_path / "two.mp4", tmp_path, ExtractConfig(fps=8)))
+    slower = FrameStore(extract_source(VideoFile(tmp_path / "two.mp4"), tmp_path, ExtractConfig(fps=8)))
     assert np.flatnonzero(np.diff(slower.shots)).tolist() == [9]
 
 

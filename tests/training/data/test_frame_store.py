@@ -12,14 +12,15 @@ import pytest
 
 from training.data.clips import ClipIndex, ClipsConfig
 from training.data.extraction import extract_all
-from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source
 from training.extract import main
 from video_distilled_encoder.errors import InputError, InputWarning
+from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import read_frames
 
 
 def test_frames_and_times_survive(clip, tmp_path):
-    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig()))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, ExtractConfig()))
     frames = list(read_frames(clip))
     assert len(store) == 60
     assert np.allclose(store.times, [frame.time for frame in frames])
@@ -32,7 +33,7 @@ def test_frames_and_times_survive(clip, tmp_path):
 
 
 def test_rate_and_size(clip, tmp_path):
-    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=90)))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, ExtractConfig(fps=10, short_side=90)))
     assert len(store) == 25
     assert store.size == (160, 90)
     assert store.read(0).shape == (90, 160, 3)
@@ -46,7 +47,7 @@ def test_a_video_is_extracted_once_whatever_its_name(clip, tmp_path):
     ((store, folder),) = stores.items()
     assert folder == str(clip.parent)
     stamp = store.stat().st_mtime_ns
-    assert extract_video(tmp_path / copy, tmp_path / "frames", config).stat().st_mtime_ns == stamp
+    assert extract_source(VideoFile(tmp_path / copy), tmp_path / "frames", config).stat().st_mtime_ns == stamp
 
 
 def test_unreadable_videos_stop_or_are_left_out_and_leave_nothing(clip, tmp_path, make_video):
@@ -70,7 +71,7 @@ def test_a_time_that_is_over_and_a_process_that_was_ended_are_one_sentence(clip,
     videos = [clip, make_video()]
     with pytest.raises(InputError, match="the time was over when 0 of 2 videos were extracted"):
         extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=1, deadline=time.monotonic() - 1)
-    monkeypatch.setattr("training.data.extraction.extract_video", die)
+    monkeypatch.setattr("training.data.extraction.extract_source", die)
     with pytest.raises(InputError, match=r"a process was ended from outside.* while videos were extracted"):
         extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=2)
 
@@ -78,7 +79,7 @@ def test_a_time_that_is_over_and_a_process_that_was_ended_are_one_sentence(clip,
 def die_of_one(video, root, config):
     if video.name == "killer.mp4":
         os.kill(os.getpid(), signal.SIGKILL)
-    return extract_video(video, root, config)
+    return extract_source(video, root, config)
 
 
 def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp_path, make_video, monkeypatch, capsys):
@@ -86,7 +87,7 @@ def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp
     for number, name in enumerate(names):
         make_video(f"videos/{name}", seconds=0.3 + 0.1 * number)
     monkeypatch.syspath_prepend(Path(__file__).parents[3])  # from where the processes import `die_of_one`
-    monkeypatch.setattr("training.data.extraction.extract_video", die_of_one)
+    monkeypatch.setattr("training.data.extraction.extract_source", die_of_one)
     where = [tmp_path / "videos"], tmp_path / "frames", ExtractConfig()
     stores = extract_all(*where, workers=2, skip_unreadable=True)
     assert [FrameStore(store).source for store in stores] == ["a.mp4", "z.mp4"]
@@ -113,7 +114,7 @@ def test_a_full_disk_ends_the_extraction_though_unreadable_videos_are_skipped(tm
 
 def test_joined_recordings_are_shots_of_one_store(tmp_path, joined_recordings):
     with pytest.warns(InputWarning, match="the clock starts again"):
-        store = FrameStore(extract_video(joined_recordings(48, fps=24), tmp_path, ExtractConfig(fps=10)))
+        store = FrameStore(extract_source(VideoFile(joined_recordings(48, fps=24)), tmp_path, ExtractConfig(fps=10)))
     assert np.allclose(store.times, np.arange(40) / 10, atol=0.5 / 24 + 1e-4)
     assert np.flatnonzero(np.diff(store.shots)).tolist() == [19]
     index = ClipIndex([store], ClipsConfig(3, 0.5), 0)
@@ -121,7 +122,7 @@ def test_joined_recordings_are_shots_of_one_store(tmp_path, joined_recordings):
 
 
 def test_a_damaged_store_is_refused(tmp_path, clip):
-    path = extract_video(clip, tmp_path, ExtractConfig(fps=5))
+    path = extract_source(VideoFile(clip), tmp_path, ExtractConfig(fps=5))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a whole frame store"):
         FrameStore(path)
@@ -131,7 +132,7 @@ def test_a_damaged_store_is_refused(tmp_path, clip):
     "change", [{"size": 3}, {"cuts": [99999]}, {"cuts": "x"}, {"times": None}, {"times": [["a"]]}, [], "null"]
 )
 def test_malformed_facts_of_a_store_are_refused(tmp_path, clip, change):
-    path = extract_video(clip, tmp_path, ExtractConfig(fps=5))
+    path = extract_source(VideoFile(clip), tmp_path, ExtractConfig(fps=5))
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     (meta,) = (name for name in members if name.endswith(".json"))
@@ -152,7 +153,7 @@ def test_command(run_command, clip, tmp_path, capsys):
 
 
 def test_threads_may_decode_at_once_and_no_file_stays_open(clip, tmp_path):
-    path = extract_video(clip, tmp_path, ExtractConfig(fps=4, short_side=64))
+    path = extract_source(VideoFile(clip), tmp_path, ExtractConfig(fps=4, short_side=64))
     stores = [FrameStore(path) for _ in range(200)]
     expected = [stores[0].decode(number) for number in range(len(stores[0]))]
     before = len(os.listdir("/proc/self/fd"))

@@ -15,7 +15,7 @@ from training.common.distributed import World
 from training.data.batch import augment, collate, split
 from training.data.box import Box
 from training.data.clips import ClipIndex, ClipsConfig, ClipSpec
-from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source
 from training.data.loading import ClipViews, Place, load_batches
 from training.data.photometric import PhotometricConfig
 from training.data.views import View, ViewsConfig, random_box
@@ -24,11 +24,14 @@ from training.engine.plan import Plan
 from training.engine.schedule import Schedule
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder.errors import InputError, InputWarning
+from video_distilled_encoder.sources.video_files import VideoFile
 
 
 @pytest.fixture(scope="module")
 def store(clip, tmp_path_factory):
-    return FrameStore(extract_video(clip, tmp_path_factory.mktemp("frames"), ExtractConfig(fps=10, short_side=128)))
+    return FrameStore(
+        extract_source(VideoFile(clip), tmp_path_factory.mktemp("frames"), ExtractConfig(fps=10, short_side=128))
+    )
 
 
 def batches(store, recipe, rank=0, size=1, start=0, steps=3):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from training.common.distributed import World
 from training.data.box import Box
 from training.data.clips import ClipIndex
-from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source
 from training.data.loading import load_batches
 from training.data.resident import ResidentFrames, bicubic_weights
 from training.data.views import ViewsConfig, cut
@@ -18,12 +18,13 @@ from training.engine.run import pretrain
 from training.engine.schedule import Schedule
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.sources.video_files import VideoFile
 
 CPU = torch.device("cpu")
 
 
 def store_of(clip, folder, **settings):
-    return FrameStore(extract_video(clip, folder, ExtractConfig(fps=5, **settings)))
+    return FrameStore(extract_source(VideoFile(clip), folder, ExtractConfig(fps=5, **settings)))
 
 
 def test_frames_in_memory_are_the_same_and_need_no_file(clip, tmp_path):
@@ -94,7 +95,7 @@ def test_views_and_colours_are_those_that_workers_cut(clip, tmp_path):
     batches = {}
     for where in ("false", "true", "device"):
         recipe = read_recipe("smoke", [f"--clips.in_memory={where}", "--run.workers=2", "--views.low_resolution=0.5"])
-        store = FrameStore(extract_video(clip, tmp_path, recipe.extract))
+        store = FrameStore(extract_source(VideoFile(clip), tmp_path, recipe.extract))
         frames = ResidentFrames([store], CPU) if where != "false" else None
         world = World(0, 1, 0, CPU)
         schedule = Schedule(recipe, Plan.of(2), 0, world)
@@ -124,7 +125,7 @@ def test_blur_is_in_proportion_to_the_views(clip, tmp_path):
     config = ViewsConfig(low_resolution=0.5)
     assert config.at(0.2).global_size / config.global_size == 0.5
     recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--photometric.blur=[1.0,1.0,1.0]"])
-    store = FrameStore(extract_video(clip, tmp_path, recipe.extract))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, recipe.extract))
     world = World(0, 1, 0, CPU)
     schedule = Schedule(recipe, Plan.of(2), 0, world)
     clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))

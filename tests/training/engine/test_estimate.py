@@ -5,12 +5,13 @@ from PIL import Image
 from timm.models.vision_transformer import Attention
 
 from training.data.clips import ClipIndex
-from training.data.frame_store import ExtractConfig, FrameStore, extract_video
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source
 from training.engine.assembly import build_method, clip_views
 from training.engine.estimate import expected_memory, find_phases, flops_per_clip
 from training.methods.method import At
 from training.pretrain import main
 from training.recipes.recipe import read_recipe
+from video_distilled_encoder.sources.video_files import VideoFile
 
 
 def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tmp_path, capsys):
@@ -30,7 +31,7 @@ def test_the_command_describes_and_draws_and_leaves_no_run(run_command, clip, tm
 @pytest.mark.parametrize("batch", [2, 6])
 def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path, batch):
     recipe = read_recipe("smoke", [f"--run.batch_size={batch}", "--backbone.drop_path=0.0"])
-    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, ExtractConfig(fps=10, short_side=128)))
     clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
     method = build_method(recipe)
     memory = expected_memory(recipe, clips, method, bf16=False)
@@ -52,7 +53,7 @@ def test_expected_activations_are_what_autograd_keeps_of_a_batch(clip, tmp_path,
 
 def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
     recipe = read_recipe("smoke")
-    store = FrameStore(extract_video(clip, tmp_path, ExtractConfig(fps=10, short_side=128)))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, ExtractConfig(fps=10, short_side=128)))
     clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
     method = build_method(recipe)
     forward = {"student": 0.0, "teacher": 0.0, "pixels": 0.0}
@@ -84,7 +85,7 @@ def test_arithmetic_is_that_of_the_layers(clip, tmp_path, one_thread):
 def test_sizes_in_turn_cost_their_mean(clip, tmp_path):
     settings = ["--views.end_sizes=[32,96]", "--views.end_share=0.5"]
     recipe = read_recipe("smoke", settings)
-    store = FrameStore(extract_video(clip, tmp_path, recipe.extract))
+    store = FrameStore(extract_source(VideoFile(clip), tmp_path, recipe.extract))
     clips, method = clip_views(recipe, ClipIndex([store], recipe.clips, 0)), build_method(recipe)
     first, last = find_phases(recipe, clips, method)
     config = recipe.backbone.config

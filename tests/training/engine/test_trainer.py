@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training.common import distributed
 from training.common.distributed import World
 from training.data.clips import ClipIndex
-from training.data.frame_store import extract_video, open_stores
+from training.data.frame_store import extract_source, open_stores
 from training.data.loading import load_batches
 from training.engine.assembly import build_method, clip_views
 from training.engine.log import Log, Step
@@ -25,6 +25,7 @@ from training.nn.optimizer import OptimizerConfig, clip
 from training.nn.schedules import cosine, linear_warmup, warmup_cosine
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import InputError
+from video_distilled_encoder.sources.video_files import VideoFile
 
 
 def test_cosine_follows_dinos_scheduler():
@@ -108,7 +109,7 @@ SMALL = [
 
 def trainer_and_sample(clip, folder, device, *settings, recipe="smoke"):
     recipe = read_recipe(recipe, [f"--run.device={device}", *SMALL, *settings])
-    index = ClipIndex(open_stores({extract_video(clip, folder, recipe.extract): "videos"}), recipe.clips, 0)
+    index = ClipIndex(open_stores({extract_source(VideoFile(clip), folder, recipe.extract): "videos"}), recipe.clips, 0)
     clips = clip_views(recipe, index)
     world = distributed.start(device)
     trainer = Trainer(recipe, build_method(recipe), clips, folder, world, [Phase(1.0, 1e9)])

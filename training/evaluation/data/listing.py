@@ -1,38 +1,12 @@
-"""What lies in a folder or stands in a list, in the order that people count in."""
+"""What stands in lists, and files by their names."""
 
 from __future__ import annotations
 
 import codecs
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import IMAGE_SUFFIXES
-
-
-def natural_order(paths: Iterable[Path]) -> list[Path]:
-    """Sort paths by name, numbers by their value: frame2.jpg comes before frame10.jpg."""
-    return sorted(paths, key=lambda path: ([_counted(part) for part in path.parts], path))
-
-
-def _counted(name: str) -> list[str | int]:
-    """Split a name into text and numbers, in turns."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
-
-
-def find_frames(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Return the pictures in a folder in their order, none if it does not exist; hidden files are none.
-
-    Args:
-        folder: that they lie in.
-        suffixes: theirs, in lower case.
-    """
-    if not folder.is_dir():
-        return []
-    return natural_order(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:

@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 
 from training.evaluation.data.labels import VOID, check_labels, read_labels
-from training.evaluation.data.listing import by_stem, find_frames, read_list
+from training.evaluation.data.listing import by_stem, read_list
 from training.evaluation.data.partners import find_partners
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import find_frames
 
 CAMVID_CLASSES = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",

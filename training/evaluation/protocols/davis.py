@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.evaluation.data.labels import VOID, check_labels, read_labels
-from training.evaluation.data.listing import find_frames, read_list
+from training.evaluation.data.listing import read_list
 from training.evaluation.features import extract
 from training.evaluation.metrics.segmentation import (
     Statistics,
@@ -37,7 +37,7 @@ from training.evaluation.probes.propagation import VARIANTS, Variant, decide, la
 from training.evaluation.statistics.figures import by_unit, percent
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.files import atomic_path, find_frames
 
 LAYOUT = "JPEGImages/480p/SEQUENCE/*.jpg, Annotations/480p/SEQUENCE/*.png and ImageSets/2017/SPLIT.txt"
 

@@ -29,12 +29,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.evaluation.data.listing import find_frames, read_list, split_use
+from training.evaluation.data.listing import read_list, split_use
 from training.evaluation.features import extract
 from training.evaluation.probes.propagation import Variant, propagate
 from training.evaluation.statistics.figures import percent
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError, import_extra
+from video_distilled_encoder.files import find_frames
 
 JOINTS = (
     "neck", "belly", "face", "right-shoulder", "left-shoulder", "right-hip", "left-hip", "right-elbow", "left-elbow",

@@ -24,13 +24,14 @@ import torch
 from tqdm import tqdm
 
 from training.evaluation.data.labels import VOID, check_labels, read_labels
-from training.evaluation.data.listing import by_stem, find_frames, read_list
+from training.evaluation.data.listing import by_stem, read_list
 from training.evaluation.features import extract
 from training.evaluation.metrics.segmentation import confusion_matrix, intersection_over_union
 from training.evaluation.probes.propagation import Variant, decide, labels_on_grid, propagate
 from training.evaluation.statistics.figures import percent
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import find_frames
 
 CLASSES = (
     "background", "hat", "hair", "sun-glasses", "upper-clothes", "dress", "coat", "socks", "pants", "gloves", "scarf",

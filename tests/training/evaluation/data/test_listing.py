@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from training.evaluation.data.listing import by_stem, find_frames, natural_order, read_list, split_use
+from training.evaluation.data.listing import by_stem, read_list, split_use
 from video_distilled_encoder import InputError
+from video_distilled_encoder.files import find_frames, natural_order
 
 
 def test_numbers_count_by_their_value():

@@ -1,0 +1,94 @@
+"""Sources of frames, one reader a file, found by what the data is.
+
+A reader's module has:
+
+    recognises(path)        whether it reads the file or folder, told by what is in it; it opens little for that
+    find(path, asked)       the sources there, and what is left out (`source.Found`), before anything is decoded
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from video_distilled_encoder.errors import InputError, warn
+from video_distilled_encoder.files import VIDEO_SUFFIXES, find_files
+from video_distilled_encoder.sources.source import Asked, Found, Source
+
+_LAST = "video_files"
+"""Takes any file, so it is asked when no other reader knows it."""
+_NAMED = 5
+"""So many of the things left out are named one by one."""
+
+
+def find_sources(paths: Iterable[Path], asked: Asked | None = None) -> list[Source]:
+    """Return the sources that paths hold; folders are searched. A warning names what is left out.
+
+    Raises:
+        InputError: a path does not exist or holds no source, a data set is damaged, or nothing of it is asked for.
+    """
+    found = look_for_sources(paths, asked)
+    if found.left_out:
+        more = len(found.left_out) - _NAMED
+        lines = found.left_out[:_NAMED] + [f"and {more} more, which --list names"] * (more > 0)
+        warn("left out: " + "; ".join(lines))
+    return found.sources
+
+
+def look_for_sources(paths: Iterable[Path], asked: Asked | None = None) -> Found:
+    """Return the sources that paths hold, and what is left out.
+
+    Raises:
+        InputError: as `find_sources`.
+    """
+    asked = asked or Asked()
+    all_found = Found([])
+    for path in paths:
+        places = find_files(path, VIDEO_SUFFIXES, known)
+        if not places:
+            raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        here = [_reader(place).find(place, asked) for place in places]
+        sources = [source for found in here for source in found.sources]
+        left_out = [line for found in here for line in found.left_out]
+        if not sources:
+            raise InputError(f"nothing is left to read in {path}: {'; '.join(left_out[:_NAMED])}")
+        all_found.sources += _chosen(path, sources, asked)
+        all_found.left_out += left_out
+    return all_found
+
+
+def known(path: Path) -> bool:
+    """Return whether a reader other than that of video files knows what a file or folder holds."""
+    return any(reader.recognises(path) for reader in _readers()[:-1])
+
+
+def _reader(path: Path) -> ModuleType:
+    # a folder that cannot be listed stands among the files too: the last reader says why
+    return next((reader for reader in _readers() if reader.recognises(path)), _readers()[-1])
+
+
+def _chosen(path: Path, sources: list[Source], asked: Asked) -> list[Source]:
+    """Return the sources whose camera and episode are asked for; what has none is always."""
+    cameras = sorted({source.camera for source in sources})
+    chosen = [source for source in sources if not source.camera or fnmatchcase(source.camera, asked.cameras)]
+    if not chosen:
+        raise InputError(f"no camera of {path} is called {asked.cameras!r}; there are: {', '.join(cameras)}")
+    episodes = [source.episode for source in chosen if source.episode is not None]
+    chosen = [s for s in chosen if s.episode is None or asked.episodes is None or s.episode in asked.episodes]
+    if not chosen and asked.episodes is not None:
+        raise InputError(
+            f"{path} has none of the episodes asked for; its episodes are {min(episodes)} to {max(episodes)}"
+        )
+    return chosen
+
+
+@cache
+def _readers() -> list[ModuleType]:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "source")
+    names.sort(key=_LAST.__eq__)
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]

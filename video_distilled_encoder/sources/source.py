@@ -1,0 +1,92 @@
+"""What frames come from, whatever format it is kept in."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.files import sha256
+from video_distilled_encoder.video import VideoFrame, VideoInfo
+
+Digest = Callable[[Path], str]
+"""Returns the hexadecimal SHA-256 of a file's content."""
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """One recording of one camera, from front to back: a video file, or of a data set a camera's view of an episode."""
+
+    path: Path
+    """The file, or the folder of the data set."""
+    name: str
+    """For people; relative to what was given."""
+    group: str
+    """What clips are balanced by: the folder of a video, the camera of a data set."""
+    camera: str = field(default="", kw_only=True)
+    episode: int | None = field(default=None, kw_only=True)
+
+    def __str__(self) -> str:
+        camera = f", {self.camera}" if self.camera else ""
+        return f"{self.path}{camera}" + (f", episode {self.episode}" if self.episode is not None else "")
+
+    @abstractmethod
+    def identity(self, digest: Digest = sha256) -> str:
+        """Return the hexadecimal SHA-256 of the content and of what is taken from it.
+
+        Raises:
+            InputError: a file is missing or cannot be read.
+        """
+
+    @abstractmethod
+    def frames(self, min_interval: float = 0.0) -> Iterator[VideoFrame]:
+        """Yield upright frames with the seconds since the first; where something new begins, `new_shot` says so.
+
+        Args:
+            min_interval: seconds; of the frames, the nearest to each multiple of it is kept. 0 keeps all.
+
+        Raises:
+            InputError: a file is missing, damaged or shorter than it ought to be.
+        """
+
+    @abstractmethod
+    def info(self) -> VideoInfo:
+        """Return size, rate and number of frames without decoding any.
+
+        Raises:
+            InputError: a file is missing, or its header is damaged.
+        """
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks of sources."""
+
+    cameras: str = "*"
+    """Glob of the cameras (topics, keys) of data sets."""
+    episodes: range | None = None
+    """Numbers of the episodes of data sets; all if none are given."""
+    fps: float | None = None
+    """Frames per second of what has no clock."""
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0 < self.fps < inf:
+            raise InputError(f"--source-fps must be positive, got {self.fps}")
+
+
+@dataclass
+class Found:
+    """What lies at a path."""
+
+    sources: list[Source]
+    left_out: list[str] = field(default_factory=list)
+    """What is no source and why, one sentence each."""
+
+
+def identity_of(content: str, *chosen: object) -> str:
+    """Return the SHA-256 of a content's SHA-256 and of what is chosen of it."""
+    return hashlib.sha256("\n".join([content, *map(str, chosen)]).encode()).hexdigest()
