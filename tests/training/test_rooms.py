@@ -63,7 +63,7 @@ def test_a_file_imports_its_own_room_and_lower_ones(path):
 def test_every_file_has_its_place():
     assert all(room_of(path.relative_to(HOUSE).parts) in [*ROOMS, "commands"] for path in FILES)
     stray = {path.parent.name for path in FILES if len(path.relative_to(HOUSE).parts) > 1} - set(ROOMS)
-    assert stray <= {"data", "finetune", "metrics", "presets", "probes", "protocols", "statistics"}
+    assert stray <= {"data", "finetune", "metrics", "presets", "probes", "protocols", "simulation", "statistics"}
 
 
 @pytest.mark.parametrize("path", sorted(HOUSE.glob("[!_]*.py")), ids=lambda path: path.name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.data.clips import ClipIndex
-from training.data.frame_store import FrameStore, extract_video
+from training.data.frame_store import FrameStore, extract_source
 from training.engine import checkpoint
 from training.engine.assembly import build_method, clip_views
 from training.engine.estimate import expected_memory, flops_per_clip
@@ -15,6 +15,7 @@ from training.models.backbone import BackboneConfig
 from training.nn.optimizer import parameter_groups
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError
+from video_distilled_encoder.sources.video_files import VideoFile
 
 SMALL = [
     "--backbone.model_args.depth=4",
@@ -88,7 +89,9 @@ def test_of_every_method_only_the_last_block_moves_and_it_resumes_to_the_bit(met
 @pytest.fixture
 def clips_of(clip, frames):
     def make(recipe):
-        return clip_views(recipe, ClipIndex([FrameStore(extract_video(clip, frames, recipe.extract))], recipe.clips, 0))
+        return clip_views(
+            recipe, ClipIndex([FrameStore(extract_source(VideoFile(clip), frames, recipe.extract))], recipe.clips, 0)
+        )
 
     return make
 

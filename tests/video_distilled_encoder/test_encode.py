@@ -90,7 +90,7 @@ def test_a_bad_file_ends_no_folder_and_leaves_nothing(run_command, tiny_director
     assert "a.jpg cannot be read as an image" in error
     assert "broken.mp4" in error
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["z.safetensors"]
-    assert "1 of 1 inputs encoded" in capsys.readouterr().out
+    assert "1 of 3 inputs encoded" in capsys.readouterr().out
 
 
 def test_a_second_run_leaves_no_part_of_a_longer_video_and_encodes_no_output(
