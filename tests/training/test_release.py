@@ -11,14 +11,17 @@ from training.release import main
 from training.releases.release import RELEASES, read_release
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder.model_directory import weights_sha256
+from video_distilled_encoder.runtimes.artefact import Artefact
 
 pytest.importorskip("transformers")
+pytest.importorskip("openvino")
 
 RELEASE = {
     "runs": {"run": {"recipe": ["smoke"]}},
     "card": "to be given",
     "measures": {"colours": "linear-segmentation --data colours --steps 20"},
     "beside": {"random": {"seeds": [0, 1]}, "pixels": None, "narrow": {"model": "random:vit_tiny_patch16_224"}},
+    "exports": {"int8": {"calibration": "colours/train"}},
     "held_out": ["colours/test"],
     "pictures": ["colours/test/0.png"],
 }
@@ -33,7 +36,7 @@ model-index:
     - {type: mean_iou, value: {{colours: small miou}}}
 ---
 {{run: steps}} steps, {{run: videos}} video; {{colours: small miou}}, random {{colours: random miou}}
-{{overlap: training_frames}} frames ![features](pca.png)
+int8 {{colours: int8 miou}}, {{overlap: training_frames}} frames ![features](pca.png)
 """
 
 
@@ -59,6 +62,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
     assert set(measured) == {
         "overlap.json",
         "colours-small.json",
+        "colours-int8.json",
         "colours-random.json",
         "colours-random-seed1.json",
         "colours-pixels.json",
@@ -67,6 +71,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
     (tmp_path / "card.md").write_text(CARD)
     assert run_command(main, *words) is None
     assert weights_sha256(out / "small") == weights
+    assert Artefact.read(out / "int8.xml").facts["model"]["weights_sha256"] == weights
     assert {path.name: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")} == measured
     card = (out / "small" / "README.md").read_text()
     miou = json.loads((out / "results" / "colours-small.json").read_text())["figures"]["miou"]

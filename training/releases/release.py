@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from export.pipeline import export
 from training.common.yaml_files import find_file, read_as
 from training.engine.run import pretrain_whole
 from training.evaluation.evidence import Subject, in_folder, measure_all
@@ -14,6 +15,8 @@ from training.models.loading import load_model
 from training.recipes.recipe import Recipe, options, read_recipe
 from training.reporting.pca_sheet import draw_pca_sheet
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.model_directory import weights_sha256
+from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact
 
 RELEASES = Path(__file__).parent
 
@@ -41,6 +44,16 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """An export of a release that is measured beside it, of any size of image."""
+
+    format: str = "openvino"
+    precision: str = "int8"
+    calibration: str | None = None
+    """Folder of images in --evaluation that give int8 its ranges."""
+
+
+@dataclass(frozen=True)
 class Release:
     """What a file in training/releases says."""
 
@@ -56,6 +69,8 @@ class Release:
     """Folders in --evaluation of whose pictures none may be in the training."""
     pictures: list[str]
     """Pictures in --evaluation that are shown beside their features."""
+    exports: dict[str, Exported] = field(default_factory=dict)
+    """Exports that are measured as well, by their names in the results."""
 
 
 def recipes_of(release: Release, last: list[str] | None, settings: Sequence[str]) -> dict[str, Recipe]:
@@ -104,8 +119,12 @@ def train(
 def show(
     release: Release, weights: Path, evaluation: Path, results: Path, picture: Path, device: str | None = None
 ) -> None:
-    """Measure the weights and what stands beside them, and draw their features."""
+    """Measure the weights, their exports and what stands beside them, and draw their features."""
     subjects = [Subject(weights.name, str(weights))]
+    subjects += [
+        Subject(name, str(write_export(weights, weights.with_name(name), exported, evaluation)))
+        for name, exported in release.exports.items()
+    ]
     subjects += [
         Subject(name, peer.model or name, seed) for name, peer in release.beside.items() for seed in peer.seeds
     ]
@@ -115,6 +134,23 @@ def show(
         "random weights": load_model("random", device=device),
     }
     draw_pca_sheet(models, [evaluation / image for image in release.pictures], picture)
+
+
+def write_export(weights: Path, out: Path, exported: Exported, evaluation: Path) -> Path:
+    """Export the weights to `out` and the format's suffix, unless they lie there; return the file."""
+    out = out.with_name(out.name + SUFFIXES[exported.format])
+    if not (out.is_file() and Artefact.read(out).facts["model"]["weights_sha256"] == weights_sha256(weights)):
+        calibration = evaluation / exported.calibration if exported.calibration else None
+        export(
+            weights,
+            out,
+            format=exported.format,
+            precision=exported.precision,
+            dynamic_size=True,
+            calibration=calibration,
+            progress=print,
+        )
+    return out
 
 
 def read_release(name: str) -> Release:
@@ -129,7 +165,8 @@ def read_release(name: str) -> Release:
 def _release_of(content: dict[str, Any]) -> Release:
     runs = {name: Run(**run) for name, run in content.pop("runs").items()}
     beside = {name: Peer(**(peer or {})) for name, peer in content.pop("beside").items()}
-    return Release(runs=runs, beside=beside, **content)
+    exports = {name: Exported(**(exported or {})) for name, exported in content.pop("exports", {}).items()}
+    return Release(runs=runs, beside=beside, exports=exports, **content)
 
 
 def check_evaluation(release: Release, evaluation: Path) -> None:
@@ -140,6 +177,7 @@ def check_evaluation(release: Release, evaluation: Path) -> None:
     """
     for words in release.measures.values():
         in_folder(words, evaluation)
-    for name in (*release.held_out, *release.pictures):
+    calibration = [exported.calibration for exported in release.exports.values() if exported.calibration]
+    for name in (*release.held_out, *release.pictures, *calibration):
         if not (evaluation / name).exists():
             raise InputError(f"there is no {evaluation / name}, which the release is to be shown on")
