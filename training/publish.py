@@ -12,9 +12,11 @@ The release is the run's encoder in half precision, with a card whose every numb
     {{cycle: vfd-vits16 against random}}         by how much one exceeds the other, and whether it can be told, as
                                                  `python -m training.evaluate compare` says.
 
-`pca.png` in the run directory, if it is there, goes with the card. The release's own results are those of the name of
-its directory. It is refused if a number is missing, if one of these results belongs to other weights, if the card's
-metadata are not what the Hub reads, or if timm, transformers and this package do not load the same features.
+RELEASE.pca.png in the run directory, if it is there, goes with the card. `--page README.md` fills in that page as well:
+what stands between `<!-- figures: TEMPLATE -->` and `<!-- end -->` there, from results alone. The release's own results
+are those of the name of its directory. It is refused if a number is missing, if one of these results belongs to other
+weights, if the card's metadata are not what the Hub reads, or if timm, transformers and this package do not load the same
+features.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.common.commands import command_parser
-from training.releases.publishing import copy_card, describe, publish, push
+from training.releases.publishing import Weights, copy_card, describe, fill_page, publish, push
 from video_distilled_encoder.errors import command
 
 
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of results")
     parser.add_argument("--out", type=Path, required=True, help="the release's model directory")
     parser.add_argument("--card-out", type=Path, help="write the card here too")
+    parser.add_argument("--page", type=Path, help="fill in the figures of this page too")
     parser.add_argument(
         "--draft", action="store_true", help="numbers may be missing: to have weights that can be evaluated"
     )
@@ -43,6 +46,8 @@ def main() -> None:
     cosine = publish(args.run, args.card, args.results, args.out, draft=args.draft)
     if args.card_out:
         copy_card(args.out, args.card_out)
+    if args.page:
+        fill_page(args.page, args.results, Weights.of(args.out))
     print(describe(args.out, cosine))
     if args.push_to:
         print(push(args.out, args.push_to))

@@ -22,7 +22,7 @@ from training.data.extraction import extract_all
 from training.data.frame_store import open_stores
 from training.data.overlap import overlap
 from training.evaluation.evidence import add_arguments
-from training.releases.publishing import PICTURE, copy_card, describe, publish
+from training.releases.publishing import Weights, copy_card, describe, fill_page, picture_of, publish
 from training.releases.release import RELEASES, check_evaluation, read_release, recipes_of, show, train
 from video_distilled_encoder.errors import InputError, command
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--time", type=parse_duration, help="length of all training, HH:MM:SS (the recipes')")
     parser.add_argument("--card", type=Path, help="template of the model card, in place of the release's")
     parser.add_argument("--card-out", type=Path, help="write the card here too")
+    parser.add_argument("--page", type=Path, help="fill in the figures of this page too, as README.md")
     parser.add_argument("--results", type=Path, help="folder of results (OUT/results)")
     add_arguments(parser)
     args, settings = parser.parse_known_args()
@@ -54,10 +55,12 @@ def main() -> None:
         stores = open_stores(extract_all(args.data, args.frames, recipes[run.name].extract))
         overlap(stores, [args.evaluation / folder for folder in release.held_out], results)
     publish(run, template, results, out, draft=True)
-    show(release, out, args.evaluation, results, run / PICTURE, args.device)
+    show(release, out, args.evaluation, results, run / picture_of(out.name), args.device)
     cosine = publish(run, template, results, out)
     if args.card_out:
         copy_card(out, args.card_out)
+    if args.page:
+        fill_page(args.page, results, Weights.of(out))
     print(describe(out, cosine))
 
 

@@ -109,6 +109,23 @@ def test_a_result_that_is_not_json_is_refused(run, template, tmp_path):
         render(template, tmp_path, run, Weights("probe", "0" * 64), draft=True)
 
 
+def test_a_pages_figures_are_those_of_results(run_command, run, template, tmp_path, tiny):
+    page, results, out = tmp_path / "page.md", tmp_path / "results", tmp_path / "probe"
+    (tmp_path / "figures.md").write_text("| these | {{camvid: probe miou}} |\n")
+    words = [run, "--card", template, "--results", results, "--out", out, "--draft", "--page", page]
+    assert "page.md cannot be read" in run_command(main, *words)
+    page.write_text("before\n<!-- figures: figures.md -->\nold\n<!-- end -->\nafter\n")
+    assert "not there: camvid: probe miou" in run_command(main, *words)
+    write_result(results, "probe", 30.0, "0" * 64)
+    assert "not there: camvid: probe miou" in run_command(main, *words)
+    assert "old" in page.read_text()
+    write_result(results, "probe", 31.4, sha256(out / "model.safetensors"))
+    assert run_command(main, *words) is None
+    assert page.read_text() == "before\n<!-- figures: figures.md -->\n| these | 31.40 |\n<!-- end -->\nafter\n"
+    page.write_text(page.read_text().replace("figures.md", "none.md"))
+    assert "none.md, which does not exist" in run_command(main, *words)
+
+
 METADATA = """---
 license: apache-2.0
 model-index:
@@ -161,12 +178,12 @@ def test_a_release_and_its_picture_go_to_the_hub(run_command, run, template, tmp
 
     for module in (publishing, encoder_module):
         monkeypatch.setattr(module, "HfApi", Api)
-    (run / "pca.png").write_bytes(b"a picture")
+    (run / "release.pca.png").write_bytes(b"a picture")
     out = tmp_path / "release"
     words = [run, "--card", template, "--results", tmp_path / "none", "--out", out, "--draft"]
     assert run_command(main, *words, "--push-to", "owner/name") is None
     assert capsys.readouterr().out.endswith("https://hub/owner/name\n")
-    assert sent["pca.png"] == b"a picture"
+    assert sent["release.pca.png"] == b"a picture"
     assert sent["model.safetensors"] == (out / "model.safetensors").stat().st_size
     assert {"README.md", "config.json", "SHA256SUMS"} <= sent.keys()
 

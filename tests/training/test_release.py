@@ -36,7 +36,7 @@ model-index:
     - {type: mean_iou, value: {{colours: small miou}}}
 ---
 {{run: steps}} steps, {{run: videos}} video; {{colours: small miou}}, random {{colours: random miou}}
-int8 {{colours: int8 miou}}, {{overlap: training_frames}} frames ![features](pca.png)
+int8 {{colours: int8 miou}}, {{overlap: training_frames}} frames ![features](small.pca.png)
 """
 
 
@@ -78,7 +78,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
     assert f"8 steps, 1 video; {miou:.2f}, random" in card
     assert "25 frames" in card
     assert (tmp_path / "copy.md").read_text() == card
-    with Image.open(tmp_path / "pca.png") as sheet:
+    with Image.open(tmp_path / "small.pca.png") as sheet:
         source, ours, random = (np.asarray(sheet, dtype=float)[24:237, at : at + 320] for at in (0, 326, 652))
     assert np.abs(source - np.asarray(Image.open(tmp_path / "data/colours/test/0.png").resize((320, 213)))).mean() < 5
     assert min(ours.std(), random.std()) > 20

@@ -27,14 +27,20 @@ from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.preprocessing import bundled_photographs
 
 MIN_COSINE = 0.9999
-PICTURE = "pca.png"
 _NEEDED = "the card needs its facts"
 _PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w. -]+)\}\}")
+_BLOCK = re.compile(r"(?<=<!-- )figures: (\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def picture_of(name: str) -> str:
+    """Return what the picture of a release's features is called, beside its card."""
+    return f"{name}.pca.png"
 
 
 def copy_card(release: Path, card: Path) -> None:
     """Write a release's card, and its picture, to another place too."""
-    for source, target in ((release / model_directory.CARD, card), (release / PICTURE, card.with_name(PICTURE))):
+    picture = picture_of(release.name)
+    for source, target in ((release / model_directory.CARD, card), (release / picture, card.with_name(picture))):
         if source.is_file():
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
@@ -43,8 +49,9 @@ def copy_card(release: Path, card: Path) -> None:
 def push(release: Path, name: str) -> str:
     """Upload a release and its picture to the Hub as `owner/name`; returns the address of the weights' commit."""
     address = Encoder.from_pretrained(release, dtype=torch.float16).push_to_hub(name, dtype=torch.float16)
-    if (release / PICTURE).is_file():
-        HfApi().upload_file(path_or_fileobj=release / PICTURE, path_in_repo=PICTURE, repo_id=name)
+    picture = picture_of(release.name)
+    if (release / picture).is_file():
+        HfApi().upload_file(path_or_fileobj=release / picture, path_in_repo=picture, repo_id=name)
     return address
 
 
@@ -69,8 +76,9 @@ def publish(run: Path, template: Path, results: Path, out: Path, *, draft: bool 
         of = Weights(out.name, model_directory.weights_sha256(staging))
         card = render(template, results, run, of, draft=draft)
     model_directory.write(out, half.backbone, half.config, card=card, dtype=torch.float16, transformers=False)
-    if (run / PICTURE).is_file():
-        shutil.copyfile(run / PICTURE, out / PICTURE)
+    picture = picture_of(out.name)
+    if (run / picture).is_file():
+        shutil.copyfile(run / picture, out / picture)
     return cosine
 
 
@@ -81,6 +89,11 @@ class Weights(NamedTuple):
     """In the names of results: that of the release's directory."""
     sha256: str
 
+    @classmethod
+    def of(cls, release: Path) -> Weights:
+        """Return those of a model directory."""
+        return cls(release.name, model_directory.weights_sha256(release))
+
 
 def render(template: Path, results: Path, run: Path, of: Weights, *, draft: bool) -> str:
     """Fill in the card.
@@ -88,12 +101,47 @@ def render(template: Path, results: Path, run: Path, of: Weights, *, draft: bool
     Raises:
         InputError: a number is missing, or a result of this name is of other weights; the metadata are wrong.
     """
-    facts = {"run": run_facts(run)}
+    card, missing = _filled(template, results, of, run)
+    if draft:
+        return card
+    if missing:
+        raise InputError(f"{template} asks for numbers that are not there: {', '.join(missing)}")
+    check_metadata(card, template)
+    return card
+
+
+def fill_page(page: Path, results: Path, of: Weights) -> None:
+    """Write figures into a page: what stands from `<!-- figures: TEMPLATE -->` to `<!-- end -->`, TEMPLATE filled in.
+
+    Raises:
+        InputError: there is no such page or template, or a number is missing; the page is left as it is.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{page} cannot be read ({first_line(error)}); give a page to write figures into") from error
+
+    def block(match: re.Match[str]) -> str:
+        template = page.parent / match[1]
+        if not template.is_file():
+            raise InputError(f"{page} wants the figures of {template}, which does not exist")
+        figures, missing = _filled(template, results, of)
+        if missing:
+            raise InputError(f"{template} asks for numbers that are not there: {', '.join(missing)}")
+        return f"figures: {match[1]}{match[2]}{figures}"
+
+    with atomic_path(page) as temporary:
+        temporary.write_text(_BLOCK.sub(block, text), encoding="utf-8")
+
+
+def _filled(template: Path, results: Path, of: Weights, run: Path | None = None) -> tuple[str, list[str]]:
+    """Return a template with its facts, and those that are not there."""
+    facts = {"run": run_facts(run)} if run else {}
     missing = []
 
     def value(match: re.Match[str]) -> str:
         source, words = match.groups()
-        if source not in facts and (run.parent / source / "run.json").is_file():
+        if run and source not in facts and (run.parent / source / "run.json").is_file():
             facts[source] = run_facts(run.parent / source)
         if source in facts:
             found = _fact(facts[source], words)
@@ -107,13 +155,7 @@ def render(template: Path, results: Path, run: Path, of: Weights, *, draft: bool
             missing.append(f"{source}: {words}")
         return found or "not measured"
 
-    card = _PLACEHOLDER.sub(value, template.read_text(encoding="utf-8"))
-    if draft:
-        return card
-    if missing:
-        raise InputError(f"{template} asks for numbers that are not there: {', '.join(missing)}")
-    check_metadata(card, template)
-    return card
+    return _PLACEHOLDER.sub(value, template.read_text(encoding="utf-8")), missing
 
 
 def _fact(facts: dict[str, Any], path: str) -> str | None:
