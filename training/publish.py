@@ -13,10 +13,11 @@ The release is the run's encoder in half precision, with a card whose every numb
                                                  `python -m training.evaluate compare` says.
 
 RELEASE.pca.png in the run directory, if it is there, goes with the card. `--page README.md` fills in that page as well:
-what stands between `<!-- figures: TEMPLATE -->` and `<!-- end -->` there, from results alone. The release's own results
-are those of the name of its directory. It is refused if a number is missing, if one of these results belongs to other
-weights, if the card's metadata are not what the Hub reads, or if timm, transformers and this package do not load the same
-features.
+what stands between `<!-- figures: TEMPLATE -->` and `<!-- end -->` there, from results alone.
+
+The release's own results are those of the name of its directory. It is refused if a number is missing, if one of these
+results belongs to other weights, if the card's metadata are not what the Hub reads, or if timm, transformers and this
+package do not load the same features.
 """
 
 from __future__ import annotations
