@@ -1,4 +1,4 @@
-"""The release that is bundled with the package, and the repository's promises about it."""
+"""The releases that are bundled with the package, and the repository's promises about them."""
 
 import re
 import sys
@@ -8,34 +8,39 @@ import pytest
 import torch
 
 from export.pipeline import export
+from training.releases.publishing import picture_of
 from video_distilled_encoder import Encoder, encode
 from video_distilled_encoder.hub import BUNDLED_RELEASES
 
 NAME = "nota/vfd-vits16"
-RELEASE = BUNDLED_RELEASES / NAME
+RELEASES = sorted(path.parent for path in BUNDLED_RELEASES.glob("*/*/config.json"))
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(scope="module")
-def release():
-    return Encoder.from_pretrained(NAME, local_files_only=True)
+each_release = pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.name)
 
 
+@each_release
 def test_loads_offline_by_name_and_tells_patches_apart(release, photograph):
-    out = release.encode(photograph)
+    name = f"{release.parent.name}/{release.name}"
+    out = Encoder.from_pretrained(name, local_files_only=True).encode(photograph)
     assert out.patches.shape == (1, 196, 384)
     similarity = torch.nn.functional.cosine_similarity(out.patches[0, :1], out.patches[0, 1:], dim=-1)
     assert similarity.mean() < 0.99
 
 
-def test_is_small_enough():
-    assert sum(path.stat().st_size for path in RELEASE.iterdir()) <= 45e6
+@each_release
+def test_is_small_enough(release):
+    assert sum(path.stat().st_size for path in release.iterdir()) <= 45e6
 
 
-def test_its_card_is_the_one_in_model_cards():
-    card = (RELEASE / "README.md").read_text(encoding="utf-8")
-    assert card == (ROOT / "model_cards" / "vfd-vits16.md").read_text(encoding="utf-8")
+@each_release
+def test_its_card_is_the_one_in_model_cards(release):
+    card = (release / "README.md").read_text(encoding="utf-8")
+    assert card == (ROOT / "model_cards" / f"{release.name}.md").read_text(encoding="utf-8")
     assert "not measured" not in card
+    picture = picture_of(release.name)
+    assert f"]({picture})" in card
+    assert (release / picture).read_bytes() == (ROOT / "model_cards" / picture).read_bytes()
 
 
 def test_exports(tmp_path):
