@@ -1,6 +1,6 @@
 """Sources of frames, one reader a file, found by what the data is.
 
-A reader's module has:
+A reader's module has what no other here has:
 
     recognises(path)        whether it reads the file or folder, told by what is in it; it opens little for that
     find(path, asked)       the sources there, and what is left out (`source.Found`), before anything is decoded
@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from video_distilled_encoder.errors import InputError, warn
+from video_distilled_encoder.errors import InputError, MissingExtra, warn
 from video_distilled_encoder.files import VIDEO_SUFFIXES, find_files
-from video_distilled_encoder.sources.source import Asked, Found, Source
+from video_distilled_encoder.sources.source import Asked, Found, Source, Unreadable
 
 _LAST = "video_files"
 """Takes any file, so it is asked when no other reader knows it."""
@@ -30,7 +30,8 @@ def find_sources(paths: Iterable[Path], asked: Asked | None = None) -> list[Sour
     """Return the sources that paths hold; folders are searched. A warning names what is left out.
 
     Raises:
-        InputError: a path does not exist or holds no source, a data set is damaged, or nothing of it is asked for.
+        InputError: a path does not exist or holds no source, nothing of it is asked for, or the only data set there is
+            damaged; of several, those that are damaged say so when they are read.
     """
     found = look_for_sources(paths, asked)
     if found.left_out:
@@ -47,12 +48,12 @@ def look_for_sources(paths: Iterable[Path], asked: Asked | None = None) -> Found
         InputError: as `find_sources`.
     """
     asked = asked or Asked()
-    all_found = Found([])
+    all_found, paths = Found([]), list(paths)
     for path in paths:
         places = find_files(path, VIDEO_SUFFIXES, known)
         if not places:
             raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-        here = [_reader(place).find(place, asked) for place in places]
+        here = [_find(place, asked, alone=len(paths) == len(places) == 1) for place in places]
         sources = [source for found in here for source in found.sources]
         left_out = [line for found in here for line in found.left_out]
         if not sources:
@@ -65,6 +66,18 @@ def look_for_sources(paths: Iterable[Path], asked: Asked | None = None) -> Found
 def known(path: Path) -> bool:
     """Return whether a reader other than that of video files knows what a file or folder holds."""
     return any(reader.recognises(path) for reader in _readers()[:-1])
+
+
+def _find(path: Path, asked: Asked, alone: bool) -> Found:
+    """Return what a reader finds; one of several recordings that is damaged stands among the others until it is read."""
+    try:
+        return _reader(path).find(path, asked)
+    except MissingExtra:
+        raise
+    except InputError as error:
+        if alone:
+            raise
+        return Found([Unreadable(path, path.name, str(path.parent), error)])
 
 
 def _reader(path: Path) -> ModuleType:
@@ -89,6 +102,6 @@ def _chosen(path: Path, sources: list[Source], asked: Asked) -> list[Source]:
 
 @cache
 def _readers() -> list[ModuleType]:
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "source")
-    names.sort(key=_LAST.__eq__)
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    names = sorted((module.name for module in pkgutil.iter_modules(__path__)), key=lambda name: (name == _LAST, name))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return [module for module in modules if hasattr(module, "recognises")]

@@ -63,6 +63,25 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
+class Unreadable(Source):
+    """A file or data set that is damaged beside others that are not: whatever is asked of it says why."""
+
+    error: InputError
+
+    def identity(self, digest: Digest = sha256) -> str:
+        """Raise the error."""
+        raise self.error
+
+    def frames(self, min_interval: float = 0.0) -> Iterator[VideoFrame]:
+        """Raise the error."""
+        raise self.error
+
+    def info(self) -> VideoInfo:
+        """Raise the error."""
+        raise self.error
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a user asks of sources."""
 
@@ -90,3 +109,12 @@ class Found:
 def identity_of(content: str, *chosen: object) -> str:
     """Return the SHA-256 of a content's SHA-256 and of what is chosen of it."""
     return hashlib.sha256("\n".join([content, *map(str, chosen)]).encode()).hexdigest()
+
+
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Return whether a file begins with some bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:  # a folder, or whoever opens it learns why
+        return False

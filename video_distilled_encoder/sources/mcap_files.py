@@ -1,0 +1,74 @@
+"""MCAP files: a topic of pictures is a source. Read with the package `mcap`; ROS need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from video_distilled_encoder.errors import InputError, first_line, import_extra
+from video_distilled_encoder.files import reading
+from video_distilled_encoder.sources.source import Asked, Found, begins_with
+from video_distilled_encoder.sources.topics import Topic, find_topics
+
+_MAGIC = b"\x89MCAP0\r\n"
+
+
+@dataclass(frozen=True)
+class McapTopic(Topic):
+    """A topic of an MCAP file."""
+
+    def messages(self) -> Iterator[tuple[int, bytes]]:
+        """Read the chunks that hold the topic, from front to back; their checksums are compared."""
+        with _opened(self.path) as reader:
+            for _, _, message in reader.iter_messages([self.camera], log_time_order=False):
+                yield message.log_time, message.data
+
+
+def recognises(path: Path) -> bool:
+    """Return whether a file begins as an MCAP file does."""
+    return begins_with(path, _MAGIC)
+
+
+def find(path: Path, asked: Asked) -> Found:
+    """Return the topics of pictures in colour.
+
+    Raises:
+        InputError: the file is damaged, or was not written to its end.
+    """
+    with _opened(path) as reader:
+        return find_topics(McapTopic, path, (path,), _topics(reader), asked)
+
+
+def _topics(reader: Any) -> Iterable[tuple[str, str, str, int]]:
+    """Yield name, type, writing and number of messages of the channels."""
+    summary = reader.get_summary()
+    if summary is None or summary.statistics is None:
+        seen: dict[int, list[Any]] = {}
+        for schema, channel, _ in reader.iter_messages(log_time_order=False):
+            seen.setdefault(channel.id, [schema, channel, 0])[2] += 1
+    else:
+        counts = summary.statistics.channel_message_counts
+        seen = {
+            number: [summary.schemas.get(channel.schema_id), channel, counts.get(number, 0)]
+            for number, channel in summary.channels.items()
+        }
+    for schema, channel, count in seen.values():
+        if schema:
+            yield channel.topic, schema.name, channel.message_encoding, count
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    mcap = import_extra("mcap.reader", "robot")
+    with reading(path), path.open("rb") as file:
+        try:
+            yield mcap.make_reader(file, validate_crcs=True)
+        except (OSError, InputError):
+            raise
+        except Exception as error:  # those of what decompresses chunks too
+            raise InputError(
+                f"{path} is damaged, or was not written to its end ({first_line(error)}); mend it with: mcap recover"
+            ) from error
