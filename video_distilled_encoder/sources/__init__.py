@@ -69,7 +69,7 @@ def known(path: Path) -> bool:
 
 
 def _find(path: Path, asked: Asked, alone: bool) -> Found:
-    """Return what a reader finds; one of several recordings that is damaged stands among the others until it is read."""
+    """Return what a reader finds; one of several recordings that is damaged stands among them until it is read."""
     try:
         return _reader(path).find(path, asked)
     except MissingExtra:
