@@ -1,7 +1,7 @@
 """`python -m training.extract PATH… `: recordings to frame stores, in parallel, each once; `--list` says what is there.
 
-A path is a video file, a LeRobot data set (v2.0 to v3.0), an MCAP file, a ROS 1 bag, the folder of a ROS 2 bag, a
-folder of numbered pictures, or a folder of any of them.
+A path is a video file, a LeRobot data set (v2.0 to v3.0), an MCAP file, a ROS 1 bag, the folder of a ROS 2 bag, an HDF5
+file or a Zarr of episodes, a folder of numbered pictures, or a folder of any of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--cameras", default="*", metavar="GLOB", help="cameras of data sets (all)")
     parser.add_argument("--episodes", type=parse_range, metavar="A:B", help="episodes of data sets, B left out (all)")
     parser.add_argument("--source-fps", type=float, help="frames per second of what has no clock, as of folders")
+    parser.add_argument("--source-bgr", action="store_true", help="swap red and blue, in arrays of data sets")
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames kept per second (all)")
     parser.add_argument("--short-side", type=int, help="resize larger frames to this many pixels (do not)")
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out recordings that cannot be read")
     args = parser.parse_args()
-    asked = Asked(args.cameras, args.episodes, args.source_fps)
+    asked = Asked(args.cameras, args.episodes, args.source_fps, args.source_bgr)
     if args.list:
         print(describe(look_for_sources(args.paths, asked)))
         return

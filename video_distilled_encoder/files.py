@@ -154,8 +154,10 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"cannot read {path} ({error.strerror or error}); see to its rights and its disk") from error
 
 
-def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content."""
+def sha256(path: Path, *more: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content, of several files that of their own ones, a line each."""
+    if more:
+        return hashlib.sha256("\n".join(map(sha256, (path, *more))).encode()).hexdigest()
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from training.common.cache import cache_root
 from video_distilled_encoder.errors import CannotWrite
@@ -17,22 +18,34 @@ _YOUNG = 2.0
 """Seconds in which a file may be written again without its time telling."""
 
 
-def remembered_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content, which is read unless the file is as it was when it last was.
+def remembered_sha256(path: Path, *more: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content (`files.sha256`), or of several files as one.
+
+    They are read unless they are as they were when they last were.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: a file cannot be read.
     """
-    begin, place = time.time(), path.resolve()
-    state = place.stat()
-    known = {"path": os.fspath(place), "state": [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]}
-    note = cache_root() / "digests" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+    begin = time.time()
+    places = [place.resolve() for place in (path, *more)]
+    states = [place.stat() for place in places]
+    known: dict[str, Any] = {"path": os.fspath(places[0]), "state": _stamp(states[0])}
+    name = hashlib.sha256(os.fsencode(places[0]))
+    if more:
+        known["files"] = len(places)
+        known["state"] = [hashlib.sha256(repr([_stamp(state) for state in states]).encode()).hexdigest()]
+        name = hashlib.sha256(b"\0".join(map(os.fsencode, places)))
+    note = cache_root() / "digests" / f"{name.hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         noted = json.loads(note.read_text(encoding="utf-8"))
-        if {name: noted[name] for name in known} == known and len(noted["sha256"]) == 64:
+        if {fact: noted[fact] for fact in known} == known and len(noted["sha256"]) == 64:
             return str(noted["sha256"])
-    digest = sha256(place)
-    if state.st_mtime < begin - _YOUNG:
+    digest = sha256(*places)
+    if max(state.st_mtime for state in states) < begin - _YOUNG:
         with suppress(CannotWrite):  # then it is read again
             write_json(note, {**known, "sha256": digest})
     return digest
+
+
+def _stamp(state: os.stat_result) -> list[int]:
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]

@@ -5,53 +5,42 @@ A folder has no clock: how many frames were taken a second has to be told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_frames, reading, sha256
 from video_distilled_encoder.preprocessing import open_image
-from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, identity_of
-from video_distilled_encoder.video import Pace, VideoFrame, VideoInfo
+from video_distilled_encoder.sources.counted import WITHOUT_CLOCK, Counted
+from video_distilled_encoder.sources.source import Asked, Digest, Found, identity_of
+from video_distilled_encoder.video import VideoInfo
 
 _PICTURES = IMAGE_SUFFIXES - VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
-class FrameFolder(Source):
-    """The pictures of a folder, `fps` of them a second."""
-
-    fps: float
+class FrameFolder(Counted):
+    """The pictures of a folder."""
 
     def identity(self, digest: Digest = sha256) -> str:
-        """Return the SHA-256 of the pictures, in order, and of their rate; all are read for it."""
+        """Return the SHA-256 of the pictures, in order, and of their rate."""
         with reading(self.path):
-            return identity_of("", self.fps, *map(sha256, self._pictures()))
+            return identity_of(digest(*self._files()), self.fps)
 
-    def frames(self, min_interval: float = 0.0) -> Iterator[VideoFrame]:
-        """Decode the pictures, which are of one size."""
-        pace, size = Pace(min_interval, 1 / self.fps), None
-        for number, path in enumerate(self._pictures()):
-            if not pace.keeps(number / self.fps):
-                continue
-            image = np.asarray(open_image(path))
-            size = size or image.shape
-            if image.shape != size:
-                raise InputError(
-                    f"{path} is {image.shape[1]}x{image.shape[0]}, the first one there {size[1]}x{size[0]}; "
-                    "frames of a recording are of one size: put them into folders of their own"
-                )
-            yield VideoFrame(number / self.fps, image)
+    def pictures(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Read the pictures."""
+        files = self._files()
+        for number in numbers:
+            yield np.asarray(open_image(files[number]))
 
     def info(self) -> VideoInfo:
         """Count the pictures and read the first."""
-        pictures = self._pictures()
-        return VideoInfo(*open_image(pictures[0]).size, self.fps, len(pictures))
+        files = self._files()
+        return VideoInfo(*open_image(files[0]).size, self.fps, len(files))
 
-    def _pictures(self) -> list[Path]:
+    def _files(self) -> list[Path]:
         with reading(self.path):
             return find_frames(self.path, _PICTURES)
 
@@ -74,12 +63,7 @@ def recognises(path: Path) -> bool:
 
 def find(path: Path, asked: Asked) -> Found:
     """Return the folder as a source, if its rate is told."""
+    count = len(find_frames(path, _PICTURES))
     if asked.fps is None:
-        return Found(
-            [],
-            [
-                f"{path}: {len(find_frames(path, _PICTURES))} pictures without a clock; tell how many were taken "
-                "a second, with --source-fps"
-            ],
-        )
-    return Found([FrameFolder(path, path.name, str(path.parent), asked.fps)])
+        return Found([], [f"{path}: {count} pictures {WITHOUT_CLOCK}"])
+    return Found([FrameFolder(path, path.name, str(path.parent), asked.fps, count)])

@@ -13,8 +13,8 @@ from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256
 from video_distilled_encoder.video import VideoFrame, VideoInfo
 
-Digest = Callable[[Path], str]
-"""Returns the hexadecimal SHA-256 of a file's content."""
+Digest = Callable[..., str]
+"""Returns the hexadecimal SHA-256 of a file's content, of several one of all (`files.sha256`)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Asked:
     """Numbers of the episodes of data sets; all if none are given."""
     fps: float | None = None
     """Frames per second of what has no clock."""
+    bgr: bool = False
+    """Red and blue are swapped in the arrays of data sets, and in their picture files."""
 
     def __post_init__(self) -> None:
         if self.fps is not None and not 0 < self.fps < inf:

@@ -133,7 +133,7 @@ class Topic(Source):
     def identity(self, digest: Digest = sha256) -> str:
         """Return the SHA-256 of the files and the topic."""
         with reading(self.path):
-            return identity_of(",".join(map(digest, self.files)), self.camera)
+            return identity_of(digest(*self.files), self.camera)
 
     def info(self) -> VideoInfo:
         """Return what the first messages say; a rate is that of the captures between them."""

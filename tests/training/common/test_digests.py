@@ -13,7 +13,7 @@ def reads(tmp_path, monkeypatch):
     """Return the list of files that were read."""
     monkeypatch.setenv("VDE_CACHE", str(tmp_path / "cache"))
     seen, sha256 = [], digests.sha256
-    monkeypatch.setattr(digests, "sha256", lambda path: seen.append(path.name) or sha256(path))
+    monkeypatch.setattr(digests, "sha256", lambda *paths: seen.extend(path.name for path in paths) or sha256(*paths))
     return seen
 
 
@@ -36,6 +36,18 @@ def test_a_file_is_read_once_until_it_changes(tmp_path, reads):
     other = write(file, b"six")
     os.utime(file, ns=(1, (tmp_path / "kept.mp4").stat().st_mtime_ns))
     assert remembered_sha256(file) == other
+
+
+def test_several_files_are_read_once_until_one_changes(tmp_path, reads):
+    files = [tmp_path / name for name in "abc"]
+    sums = [write(file, file.name.encode()) for file in files]
+    together = hashlib.sha256("\n".join(sums).encode()).hexdigest()
+    assert remembered_sha256(*files) == remembered_sha256(*files) == together
+    assert reads == ["a", "b", "c"]
+    assert remembered_sha256(*files[::-1]) != together
+    write(files[1], b"d")
+    assert remembered_sha256(*files) != together
+    assert reads == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
 
 
 def test_what_was_written_just_now_is_read_again(tmp_path, reads):

@@ -52,7 +52,7 @@ def test_the_identity_is_of_the_pictures_and_the_rate(folders, tmp_path):
 def test_a_picture_that_is_damaged_or_of_another_size_is_named(folders):
     left, right = find_sources([folders], Asked(fps=4))
     Image.new("RGB", (32, 32)).save(folders / "left" / "frame_7.png")
-    with pytest.raises(InputError, match=r"frame_7\.png is 32x32, the first one there 48x32"):
+    with pytest.raises(InputError, match=r"left, frame 7: it is 32x32, the first 48x32"):
         list(left.frames())
     (folders / "right" / "frame_2.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"frame_2\.png cannot be read as an image"):
