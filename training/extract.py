@@ -1,7 +1,7 @@
 """`python -m training.extract PATH… `: recordings to frame stores, in parallel, each once; `--list` says what is there.
 
 A path is a video file, a LeRobot data set (v2.0 to v3.0), an MCAP file, a ROS 1 bag, the folder of a ROS 2 bag, an HDF5
-file or a Zarr of episodes, a folder of numbered pictures, or a folder of any of them.
+file or a Zarr of episodes, an RLDS data set of TFDS, a folder of numbered pictures, or a folder of any of them.
 """
 
 from __future__ import annotations

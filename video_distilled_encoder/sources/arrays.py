@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,11 +25,13 @@ class ArrayEpisode(Counted):
     """A stretch of an array whose rows are pictures or picture files.
 
     Args:
+        length: number of pictures.
         key: the array's name in its file.
         begin: its row with the first picture.
         flip: the pictures are upside down.
     """
 
+    length: int
     key: str
     begin: int = 0
     flip: bool = False
@@ -38,23 +40,28 @@ class ArrayEpisode(Counted):
     def opened(self) -> AbstractContextManager[Any]:
         """Open the array."""
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[np.ndarray | bytes]:
+    def pictures(self, keeps: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray | bytes]]:
         """Read each chunk of the array once."""
+        scale = 0.0
         with self.opened() as array:
             chunk = array.chunks[0] if array.chunks else 1
-            scale = 0.0
-            for _, rows in groupby((self.begin + number for number in numbers), key=lambda row: row // chunk):
-                wanted = list(rows)
-                for row in array[wanted[0] : wanted[-1] + 1][[row - wanted[0] for row in wanted]]:
-                    if row.ndim < 3:
-                        yield bytes(row)
-                        continue
-                    if row.dtype.kind == "f":
-                        # 0 to 255, or 0 to 1 where nothing in the first picture is above
-                        scale = scale or (255.0 if row.max() <= 1 else 1.0)
-                        row = np.clip(row * scale, 0, 255).round().astype(np.uint8)
-                    row = row if row.shape[-1] in (3, 4) else row.transpose(1, 2, 0)
-                    yield np.ascontiguousarray(row[:: -1 if self.flip else 1, :, :3])
+            wanted = (self.begin + number for number in range(self.length) if keeps(number))
+            for _, numbers in groupby(wanted, key=lambda number: number // chunk):
+                rows = list(numbers)
+                block = array[rows[0] : rows[-1] + 1]
+                if block.dtype.kind == "f" and not scale:  # 0 to 255, or 0 to 1 where nothing in the first is above
+                    scale = 255.0 if block[0].max() <= 1 else 1.0
+                for row in rows:
+                    yield row - self.begin, self._picture(block[row - rows[0]], scale)
+
+    def _picture(self, row: Any, scale: float) -> np.ndarray | bytes:
+        if row.ndim < 3:
+            return bytes(row)
+        if scale:
+            row = np.clip(row * scale, 0, 255).round().astype(np.uint8)
+        if row.shape[-1] not in (3, 4):
+            row = row.transpose(1, 2, 0)
+        return np.ascontiguousarray(row[:: -1 if self.flip else 1, :, :3])
 
     def info(self) -> VideoInfo:
         """Read the array's shape, or the header of the first picture file."""
@@ -62,7 +69,7 @@ class ArrayEpisode(Counted):
             if array.ndim == 4:
                 height, width = array.shape[1:3] if array.shape[-1] in (3, 4) else array.shape[2:4]
                 return VideoInfo(width, height, self.fps, self.length)
-            with self._named(0), open_file(bytes(array[self.begin])) as image:
+            with self._named(", frame 0"), open_file(bytes(array[self.begin])) as image:
                 return VideoInfo(*image.size, self.fps, self.length)
 
 

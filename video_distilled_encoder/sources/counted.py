@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,23 +22,27 @@ class Counted(Source):
     """A recording whose pictures are taken at a steady rate."""
 
     fps: float
-    length: int
-    """Number of pictures."""
     bgr: bool = field(default=False, kw_only=True)
     """Red and blue are swapped in what is stored."""
 
     @abstractmethod
-    def pictures(self, numbers: Sequence[int]) -> Iterator[np.ndarray | bytes]:
-        """Yield the pictures of some numbers, which ascend: (H, W, 3) uint8 RGB, or a picture file's bytes."""
+    def pictures(self, keeps: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray | bytes]]:
+        """Yield pictures and their numbers: (H, W, 3) uint8 RGB, or a picture file's bytes.
+
+        Args:
+            keeps: tells whether the picture of a number is wanted; it is asked of each once, and in order.
+        """
 
     def frames(self, min_interval: float = 0.0) -> Iterator[VideoFrame]:
         """Decode the pictures, which are of one size."""
         pace, shape = Pace(min_interval, 1 / self.fps), None
-        numbers = [number for number in range(self.length) if pace.keeps(number / self.fps)]
-        pictures = self.pictures(numbers)
-        for number in numbers:
-            with self._named(number):
-                picture = next(pictures)
+        pictures = self.pictures(lambda number: pace.keeps(number / self.fps))
+        while True:
+            with self._named():
+                number, picture = next(pictures, (-1, b""))
+            if number < 0:
+                return
+            with self._named(f", frame {number}"):
                 image = decode_file(picture) if isinstance(picture, bytes) else picture
                 shape = shape or image.shape
                 if image.shape != shape:
@@ -49,8 +53,8 @@ class Counted(Source):
             yield VideoFrame(number / self.fps, np.ascontiguousarray(image[..., ::-1]) if self.bgr else image)
 
     @contextmanager
-    def _named(self, number: int) -> Iterator[None]:
+    def _named(self, where: str = "") -> Iterator[None]:
         try:
             yield
         except InputError as error:
-            raise InputError(f"{self}, frame {number}: {error}") from error
+            raise InputError(f"{self}{where}: {error}") from error

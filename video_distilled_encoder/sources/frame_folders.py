@@ -5,7 +5,7 @@ A folder has no clock: how many frames were taken a second has to be told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,11 @@ class FrameFolder(Counted):
         with reading(self.path):
             return identity_of(digest(*self._files()), self.fps)
 
-    def pictures(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    def pictures(self, keeps: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray]]:
         """Read the pictures."""
-        files = self._files()
-        for number in numbers:
-            yield np.asarray(open_image(files[number]))
+        for number, file in enumerate(self._files()):
+            if keeps(number):
+                yield number, np.asarray(open_image(file))
 
     def info(self) -> VideoInfo:
         """Count the pictures and read the first."""
@@ -63,7 +63,6 @@ def recognises(path: Path) -> bool:
 
 def find(path: Path, asked: Asked) -> Found:
     """Return the folder as a source, if its rate is told."""
-    count = len(find_frames(path, _PICTURES))
     if asked.fps is None:
-        return Found([], [f"{path}: {count} pictures {WITHOUT_CLOCK}"])
-    return Found([FrameFolder(path, path.name, str(path.parent), asked.fps, count)])
+        return Found([], [f"{path}: {len(find_frames(path, _PICTURES))} pictures {WITHOUT_CLOCK}"])
+    return Found([FrameFolder(path, path.name, str(path.parent), asked.fps)])

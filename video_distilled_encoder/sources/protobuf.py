@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
@@ -50,8 +49,3 @@ def read_varint(view: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
     raise ValueError("a number that does not end")
-
-
-def floats(data: memoryview) -> tuple[float, ...]:
-    """Return packed 32-bit floats."""
-    return struct.unpack(f"<{len(data) // 4}f", data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -39,11 +39,11 @@ class ZarrEpisode(ArrayEpisode):
             content = digest(*self._chunks()) if self.path.is_dir() else digest(self.path)
         return identity_of(content, self.key, self.begin, self.length, self.fps, self.bgr)
 
-    def pictures(self, numbers: Any) -> Iterator[np.ndarray | bytes]:
+    def pictures(self, keeps: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray | bytes]]:
         """Read the chunks; Zarr would show those that are missing as black."""
         if self.path.is_dir():
             self._chunks()
-        yield from super().pictures(numbers)
+        yield from super().pictures(keeps)
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
