@@ -147,7 +147,6 @@ def _episodes(
             name = camera.rpartition("/")[2]
             where = path, f"{path.name}/{name}/episode_{first + number:06d}", f"{path}/{name}"
             facts: dict[str, Any] = {"camera": name, "episode": first + number}
-            rate = asked.fps or 0.0
             if number >= len(records):
                 yield Unreadable(*where, error, **facts)
             else:
