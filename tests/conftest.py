@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from video_distilled_encoder import Encoder, ModelConfig
-from video_distilled_encoder.video import write_video
+from video_distilled_encoder.video import read_frames, write_video
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,6 +100,21 @@ def make_video(tmp_path):
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def aloha(clip, tmp_path_factory):
+    """A data set in ALOHA's layout, without a clock: three episodes of 20 real frames, which two cameras see."""
+    h5py = pytest.importorskip("h5py")
+    root = tmp_path_factory.mktemp("aloha") / "fold"
+    root.mkdir()
+    images = np.stack([np.asarray(Image.fromarray(f.image).resize((96, 64))) for f in read_frames(clip)])
+    for episode in range(3):
+        with h5py.File(root / f"episode_{episode}.hdf5", "w") as file:
+            seen = images[20 * episode : 20 * episode + 20]
+            for camera, pictures in (("front", seen), ("wrist", seen[:, :, ::-1])):
+                file.create_dataset(f"observations/images/{camera}", data=pictures, chunks=(1, 64, 96, 3))
+    return root
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from training.engine.throughput import measure
 from training.recipes.recipe import parse_settings
 from video_distilled_encoder.errors import command
+from video_distilled_encoder.sources.options import add_source_options, asked_of
 
 
 @command
@@ -23,12 +24,13 @@ def main() -> None:
     prog = "python -m training.benchmark"
     usage = f"{prog} --data VIDEO… [--recipe NAME] [--steps N] [--SECTION.SETTING VALUE …]"
     settings, recipe = parse_settings(sys.argv[1:], _add_arguments, prog=prog, usage=usage, description=__doc__)
-    figures = measure(settings.data, recipe, settings.steps)
+    figures = measure(settings.data, recipe, settings.steps, asked_of(settings))
     print(json.dumps(figures, indent=2))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="videos, data sets, or folders of them")
+    add_source_options(parser)
     parser.add_argument("--steps", type=int, default=10, help="training steps measured")
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.common.cache import frame_stores
-from training.common.commands import command_parser, parse_range
+from training.common.commands import command_parser
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig
 from training.data.listing import describe
 from video_distilled_encoder.errors import command
 from video_distilled_encoder.sources import look_for_sources
-from video_distilled_encoder.sources.source import Asked
+from video_distilled_encoder.sources.options import add_source_options, asked_of
 
 
 @command
@@ -25,10 +25,7 @@ def main() -> None:
     parser = command_parser("extract", __doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="videos, data sets, or folders searched for them")
     parser.add_argument("--list", action="store_true", help="only tell what is there, before anything is decoded")
-    parser.add_argument("--cameras", default="*", metavar="GLOB", help="cameras of data sets (all)")
-    parser.add_argument("--episodes", type=parse_range, metavar="A:B", help="episodes of data sets, B left out (all)")
-    parser.add_argument("--source-fps", type=float, help="frames per second of what has no clock, as of folders")
-    parser.add_argument("--source-bgr", action="store_true", help="swap red and blue, in arrays of data sets")
+    add_source_options(parser)
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames kept per second (all)")
     parser.add_argument("--short-side", type=int, help="resize larger frames to this many pixels (do not)")
@@ -36,7 +33,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out recordings that cannot be read")
     args = parser.parse_args()
-    asked = Asked(args.cameras, args.episodes, args.source_fps, args.source_bgr)
+    asked = asked_of(args)
     if args.list:
         print(describe(look_for_sources(args.paths, asked)))
         return

@@ -19,6 +19,7 @@ from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, open_stores
 from training.data.overlap import overlap
 from video_distilled_encoder.errors import command
+from video_distilled_encoder.sources.options import add_source_options, asked_of
 
 
 @command
@@ -26,13 +27,14 @@ def main() -> None:
     """Run the command."""
     parser = command_parser("overlap", __doc__)
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="videos of the training, or their folders")
+    add_source_options(parser)
     parser.add_argument("--evaluation", nargs="+", type=Path, required=True, help="folders of images")
     parser.add_argument("--out", type=Path, required=True, help="folder of overlap.json and overlap.png")
     parser.add_argument("--fps", type=float, default=10, help="training frames compared per second (%(default)s)")
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     args = parser.parse_args()
     config = ExtractConfig(fps=args.fps, short_side=256)
-    stores = open_stores(extract_all(args.data, args.frames, config))
+    stores = open_stores(extract_all(args.data, args.frames, config, asked=asked_of(args)))
     print(json.dumps(overlap(stores, args.evaluation, args.out), indent=2))
 
 

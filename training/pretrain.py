@@ -1,4 +1,4 @@
-"""`python -m training.pretrain --data VIDEO_OR_DIR… --out DIR`: plain videos in, an encoder out.
+"""`python -m training.pretrain --data VIDEO_OR_DIR… --out DIR`: videos and robots' recordings in, an encoder out.
 
 The run directory holds recipe.yaml (every setting), run.json (data and machine), views.png (the first clips as the
 network sees them), log.jsonl (every step), tensorboard/, curves.png, checkpoints/ and, at the end, encoder/: the
@@ -24,6 +24,7 @@ from training.engine.plan import age_of_process
 from training.engine.run import dry_run, pretrain
 from training.recipes.recipe import Recipe, parse_settings
 from video_distilled_encoder.errors import command
+from video_distilled_encoder.sources.options import add_source_options, asked_of
 
 
 @command
@@ -31,7 +32,7 @@ def main() -> None:
     """Run the command."""
     args, recipe = parse_arguments(sys.argv[1:])
     if args.dry_run:
-        print(dry_run(args.data, args.out, recipe, args.frames, args.skip_unreadable))
+        print(dry_run(args.data, args.out, recipe, args.frames, args.skip_unreadable, asked_of(args)))
         return
     with stop.listening():
         pretrain(
@@ -39,6 +40,7 @@ def main() -> None:
             args.out,
             recipe,
             frames=args.frames,
+            asked=asked_of(args),
             resume=args.resume,
             max_seconds=None if args.max_time is None else args.max_time - age_of_process(),
             skip_unreadable=args.skip_unreadable,
@@ -61,6 +63,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is not a setting of the recipe."""
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="videos, data sets, or folders of them")
+    add_source_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
     parser.add_argument("--init-from", help="the same as --run.init_from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")

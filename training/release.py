@@ -25,6 +25,7 @@ from training.evaluation.evidence import add_arguments
 from training.releases.publishing import Weights, copy_card, describe, fill_page, picture_of, publish
 from training.releases.release import RELEASES, check_evaluation, read_release, recipes_of, show, train
 from video_distilled_encoder.errors import InputError, command
+from video_distilled_encoder.sources.options import asked_of
 
 
 @command
@@ -48,11 +49,11 @@ def main() -> None:
     check_evaluation(release, args.evaluation)
     results, out = args.results or args.out / "results", args.out / Path(args.release).stem
     recipes = recipes_of(release, args.recipe, settings)
-    run = train(release, recipes, args.data, args.out, args.frames, args.time)
+    run = train(release, recipes, args.data, args.out, args.frames, args.time, asked_of(args))
     if int(os.environ.get("RANK", "0")):
         return
     if not (results / "overlap.json").is_file():
-        stores = open_stores(extract_all(args.data, args.frames, recipes[run.name].extract))
+        stores = open_stores(extract_all(args.data, args.frames, recipes[run.name].extract, asked=asked_of(args)))
         overlap(stores, [args.evaluation / folder for folder in release.held_out], results)
     publish(run, template, results, out, draft=True)
     show(release, out, args.evaluation, results, run / picture_of(out.name), args.device)

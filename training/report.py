@@ -15,13 +15,15 @@ from training.reporting.measures import choose_pairs
 from training.reporting.page import examine, read_clip, write_page
 from video_distilled_encoder.errors import command
 from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.sources.options import add_source_options, asked_of
 
 
 @command
 def main() -> None:
     """Run the command."""
     parser = command_parser("report", __doc__)
-    parser.add_argument("video", type=Path)
+    parser.add_argument("video", type=Path, help="a video, or a data set of which the options choose one recording")
+    add_source_options(parser)
     parser.add_argument(
         "--models", nargs="+", required=True, help="as `python -m training.evaluate --model` takes them"
     )
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of a random model (%(default)s)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")
     args = parser.parse_args()
-    clip = read_clip(args.video, args.seconds, args.fps)
+    clip = read_clip(args.video, args.seconds, args.fps, asked_of(args))
     pairs = choose_pairs(clip.times)
     subjects = [examine(name, clip, pairs, args) for name in args.models]
     page = write_page(clip, subjects, pairs)

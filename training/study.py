@@ -31,6 +31,7 @@ from training.studies.study import (
     with_names_of,
 )
 from video_distilled_encoder.errors import command
+from video_distilled_encoder.sources.options import asked_of
 
 
 @command
@@ -52,7 +53,7 @@ def main() -> None:
     rows, measures = only(study.rows, args.rows, "rows"), only(study.measures, args.measures, "measures")
     for words in measures.values():
         in_folder(words, args.evaluation)  # what is missing is told before hours of training
-    recipes, facts = plan(study, args.data, args.frames, settings)
+    recipes, facts = plan(study, args.data, args.frames, settings, asked_of(args))
     for seed in study.seeds:
         for name, row in rows.items():
             if name in recipes:
@@ -61,7 +62,7 @@ def main() -> None:
                     recipe = chained(recipe, run_of(args.out, row.after, seed))
                 run = run_of(args.out, name, seed)
                 print(f"{run.name}:", flush=True)
-                pretrain_whole(args.data, run, recipe, args.frames)
+                pretrain_whole(args.data, run, recipe, args.frames, asked=asked_of(args))
             subject = subject_of(args.out, name, row, seed)
             measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
             summarize(study, args.out, facts, settings)

@@ -1,9 +1,11 @@
-"""`vde-encode INPUT… --out DIR`: features and PCA pictures of images, folders and videos.
+"""`vde-encode INPUT… --out DIR`: features and PCA pictures of images, folders, videos and robots' recordings.
 
 Of an image NAME.jpg it writes NAME.safetensors (cls, patches) and NAME.pca.png, the image beside its features' three
 main directions as colours. Of a video it writes NAME.safetensors (cls, patches, times: one row per frame) and
-NAME.pca.mp4, all of it or nothing. Folders are searched, and their structure is kept. Inputs that cannot be read are
-named at the end, when the others are done.
+NAME.pca.mp4, all of it or nothing. Of a data set (LeRobot, MCAP, ROS bag, HDF5, Zarr, RLDS) each camera's view of an
+episode is a video, SET/CAMERA/EPISODE; without --fps row n is of its frame n, so that a policy can be trained on the
+features. Folders are searched, and their structure is kept. Inputs that cannot be read are named at the end, when the
+others are done.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ from video_distilled_encoder.errors import CannotWrite, InputError, command, ref
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_directory, atomic_path, find_files
 from video_distilled_encoder.pca import PCA
 from video_distilled_encoder.preprocessing import CROP_MODES, open_image
-from video_distilled_encoder.video import probe, read_frames, write_video
+from video_distilled_encoder.sources import find_sources, is_data_set
+from video_distilled_encoder.sources.options import add_source_options, asked_of
+from video_distilled_encoder.sources.source import Asked, Source
+from video_distilled_encoder.sources.video_files import VideoFile
+from video_distilled_encoder.video import write_video
 
 FRAMES_PER_FILE = 1000
 _T = TypeVar("_T")
@@ -39,14 +45,15 @@ _T = TypeVar("_T")
 class Job:
     """One input and where its results go (without suffix)."""
 
-    source: Path
+    source: Path | Source
+    """An image, or what yields frames."""
     target: Path
 
-    @property
-    def is_video(self) -> bool:
-        """Told by the file's suffix; of those that pictures have too, GIF, by whether it moves."""
-        suffix = self.source.suffix.lower()
-        return suffix in VIDEO_SUFFIXES and (suffix not in IMAGE_SUFFIXES or _moves(self.source))
+
+def _is_video(path: Path) -> bool:
+    """Tell by a file's suffix; of those that pictures have too, GIF, by whether it moves."""
+    suffix = path.suffix.lower()
+    return suffix in VIDEO_SUFFIXES and (suffix not in IMAGE_SUFFIXES or _moves(path))
 
 
 def _moves(path: Path) -> bool:
@@ -61,14 +68,17 @@ def _moves(path: Path) -> bool:
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
-    jobs = find_jobs(args.inputs, args.out)
+    jobs = find_jobs(args.inputs, args.out, asked_of(args))
     encoder = Encoder.from_pretrained(args.model, revision=args.revision, device=args.device)
     failed: list[InputError] = []
     bar = tqdm(jobs, desc="encode", unit="file", dynamic_ncols=True)
     for job in bar:
         bar.set_postfix_str(job.source.name)
         try:
-            (encode_video if job.is_video else encode_image)(encoder, job, args)
+            if isinstance(job.source, Source):
+                encode_video(encoder, job.source, job.target, args)
+            else:
+                encode_image(encoder, job.source, job.target, args)
         except CannotWrite:
             raise
         except InputError as error:
@@ -82,7 +92,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="vde-encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", type=Path, help="images, videos, or folders of them")
+    parser.add_argument("inputs", nargs="+", type=Path, help="images, videos, data sets, or folders of them")
+    add_source_options(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--model", default="nota/vfd-vits16", help="directory, release or Hub name (%(default)s)")
     parser.add_argument("--revision", help="of a model on the Hub")
@@ -103,60 +114,66 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
-    """List the images and videos among the inputs.
+def find_jobs(inputs: Iterable[Path], out: Path, asked: Asked | None = None) -> list[Job]:
+    """List the images, the videos and the recordings of data sets among the inputs.
 
     Raises:
         InputError: an input does not exist, a folder holds neither image nor video, or two results would have one name.
     """
     jobs: list[Job] = []
     for path in inputs:
-        files = find_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        files = find_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES, is_data_set)
         if not files:
             raise InputError(f"the folder {path} holds neither image nor video")
-        root = path if path.is_dir() else path.parent
-        jobs += [Job(file, out / file.relative_to(root).with_suffix("")) for file in files]
-    seen: dict[Path, Path] = {}
+        root = path if path.is_dir() and files != [path] else path.parent
+        sets = [file for file in files if is_data_set(file)]
+        for file in files:
+            if file not in sets:
+                source = VideoFile(file) if _is_video(file) else file
+                jobs.append(Job(source, out / file.relative_to(root).with_suffix("")))
+        for recording in find_sources(sets, asked) if sets else []:
+            jobs.append(Job(recording, out / recording.path.relative_to(root).parent / recording.name))
+    seen: dict[Path, Path | Source] = {}
     for job in jobs:
         if job.target in seen:
             raise _collision(job.source, seen[job.target], job.target)
         seen[job.target] = job.source
     for job in jobs:
         whole = job.target.with_name(re.sub(r"\.part\d+$", "", job.target.name))
-        if whole != job.target and whole in seen and Job(seen[whole], whole).is_video:
+        if whole != job.target and isinstance(seen.get(whole), Source):
             raise _collision(job.source, seen[whole], job.target)
     return jobs
 
 
-def _collision(one: Path, other: Path, target: Path) -> InputError:
+def _collision(one: Path | Source, other: Path | Source, target: Path) -> InputError:
     return InputError(f"{one} and {other} would both be written to {target}; rename one")
 
 
-def encode_image(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
+def encode_image(encoder: Encoder, source: Path, target: Path, args: argparse.Namespace) -> None:
     """Write the features and the picture of one image."""
-    image = open_image(job.source)
+    image = open_image(source)
     out = encoder.encode(image, size=args.size, crop_mode=args.crop_mode)
     if not args.no_features:
-        save_features(job.target, {"cls": out.cls[0], "patches": out.patches[0]}, out.grid.shape[-2:], args)
+        save_features(target, {"cls": out.cls[0], "patches": out.patches[0]}, out.grid.shape[-2:], args)
     if not args.no_pictures:
         picture = side_by_side(np.asarray(image), PCA.fit(out.patches[0]), out.grid[0])
-        with atomic_path(job.target.with_name(f"{job.target.name}.pca.png")) as temporary:
+        with atomic_path(target.with_name(f"{target.name}.pca.png")) as temporary:
             Image.fromarray(picture).save(temporary)
 
 
-def encode_video(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
-    """Write the features and the picture video of one video, reading it front to back in bounded memory."""
-    info = probe(job.source)
+def encode_video(encoder: Encoder, source: Source, target: Path, args: argparse.Namespace) -> None:
+    """Write the features and the picture video of one recording, reading it front to back in bounded memory."""
+    info = source.info()
     fps = min(args.fps or info.fps, info.fps) or 25.0
     expected = round(info.frames * fps / info.fps) if info.frames and info.fps else None
     min_interval = 1 / args.fps if args.fps else 0.0
-    pca = None if args.no_pictures else fit_pca(encoder, job.source, min_interval, args)
-    with atomic_directory(job.target.parent) as staging:
-        writer = FeatureWriter(staging / job.target.name, args)
+    pca = None if args.no_pictures else fit_pca(encoder, source, min_interval, args)
+    with atomic_directory(target.parent) as staging:
+        writer = FeatureWriter(staging / target.name, args)
 
         def pictures() -> Iterator[np.ndarray]:
-            kept = read_frames(job.source, min_interval)
-            frames = iter(tqdm(kept, job.source.name, expected, unit="frame", leave=False, dynamic_ncols=True))
+            kept = source.frames(min_interval)
+            frames = iter(tqdm(kept, source.name, expected, unit="frame", leave=False, dynamic_ncols=True))
             while batch := list(islice(frames, args.batch_size)):
                 out = encoder.encode([frame.image for frame in batch], size=args.size, crop_mode=args.crop_mode)
                 if not args.no_features:
@@ -169,10 +186,10 @@ def encode_video(encoder: Encoder, job: Job, args: argparse.Namespace) -> None:
             for _ in pictures():
                 pass
         else:
-            write_video(staging / f"{job.target.name}.pca.mp4", pictures(), fps)
+            write_video(staging / f"{target.name}.pca.mp4", pictures(), fps)
         writer.close()
     if writer.parts:
-        remove_older_parts(job.target, writer.parts, args.format)
+        remove_older_parts(target, writer.parts, args.format)
 
 
 def remove_older_parts(target: Path, parts: int, suffix: str) -> None:
@@ -185,11 +202,11 @@ def remove_older_parts(target: Path, parts: int, suffix: str) -> None:
             file.unlink()
 
 
-def fit_pca(encoder: Encoder, video: Path, min_interval: float, args: argparse.Namespace) -> PCA:
+def fit_pca(encoder: Encoder, video: Source, min_interval: float, args: argparse.Namespace) -> PCA:
     """Fit the colours to frames spread over the whole video, so that they do not change while it plays."""
     tokens = [
         encoder.encode(frame.image, size=args.size, crop_mode=args.crop_mode).patches.flatten(0, 1)
-        for frame in spread(read_frames(video, min_interval), 16)
+        for frame in spread(video.frames(min_interval), 16)
     ]
     return PCA.fit(torch.cat(tokens))
 

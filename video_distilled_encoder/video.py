@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from video_distilled_encoder.errors import InputError, import_extra, warn
-from video_distilled_encoder.files import VIDEO_SUFFIXES, atomic_path, find_files, reading
+from video_distilled_encoder.files import atomic_path, reading
 
 _LONGEST_GAP = 3600.0
 """Seconds that two frames that follow one another may lie apart; more is taken for a jump of the clock."""
@@ -243,21 +243,6 @@ def write_video(path: Path, images: Iterable[np.ndarray], fps: float) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         if stream is not None:
             container.mux(stream.encode())
-
-
-def find_videos(paths: Iterable[Path]) -> list[Path]:
-    """Return the video files named by `paths`, looking into directories (recursively, sorted).
-
-    Raises:
-        InputError: a path does not exist, or a directory holds no video.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = find_files(path, VIDEO_SUFFIXES)
-        if not inside:
-            raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-        found += inside
-    return found
 
 
 def _open(path: Path) -> Any:

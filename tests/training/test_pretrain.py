@@ -277,6 +277,17 @@ def test_data_that_cannot_be_used_is_one_sentence_and_leaves_nothing(run_command
     assert kind == "too short" or not list((tmp_path / "frames").rglob("*.*"))
 
 
+def test_a_run_on_a_data_set_knows_its_cameras_and_episodes(run_command, aloha, frames, tmp_path):
+    words = ["--recipe", "cpu", "smoke", "--run.workers", "0", "--clips.stride", "0.5", "--clips.frames", "2"]
+    chosen = ["--cameras", "front", "--episodes", "0:2", "--source-fps", "10"]
+    where = ["--out", tmp_path / "run", "--frames", frames]
+    assert "--source-fps" in run_command(main, "--data", aloha, *where, *words)
+    assert run_command(main, "--data", aloha, *where, *words, *chosen) is None
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    # of 20 frames at 10 Hz fifteen have one half a second later in the same episode
+    assert (facts["videos"], facts["different_clips"]) == (2, 30)
+
+
 def test_the_command_line_sets_any_setting(clip, frames, tmp_path):
     command = [sys.executable, "-m", "training.pretrain", "--data", str(clip), "--out", str(tmp_path / "run")]
     command += ["--recipe", "smoke", "--frames", str(frames), "--run.steps", "2", "--objective.head.prototypes", "16"]

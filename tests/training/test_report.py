@@ -52,3 +52,12 @@ def test_what_cannot_be_reported_is_one_sentence(run_command, clip, tmp_path):
     assert "too short for a report" in run_command(report.main, clip, *options, "--seconds", "0.01")
     assert "--fps and --seconds must be positive" in run_command(report.main, clip, *options, "--fps", "0")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_is_of_one_recording_of_a_data_set(run_command, aloha, tmp_path):
+    options = ["--models", "pixels", "--short-side", "64", "--out", tmp_path / "report.html", "--source-fps", "10"]
+    options += ["--cache", tmp_path / "cache"]
+    error = run_command(report.main, aloha, *options, "--cameras", "front")
+    assert "holds 3 recordings, and a report is of one: choose it with --cameras and --episodes" in error
+    assert run_command(report.main, aloha, *options, "--cameras", "front", "--episodes", "1:2") is None
+    assert "fold/front/episode_1" in (tmp_path / "report.html").read_text()

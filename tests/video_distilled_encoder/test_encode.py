@@ -43,6 +43,29 @@ def test_a_folder_keeps_its_structure_and_npy_is_npy(run_command, tiny_directory
     assert np.load(tmp_path / "out" / "deep" / "a.patches.npy").shape == (16, 64)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "npy"])
+def test_features_of_a_data_set_are_those_of_its_cameras_episodes_and_frames(
+    run_command, tiny, tiny_directory, aloha, tmp_path, kind
+):
+    options = ["--model", tiny_directory, "--size", "32", "--no-pictures", "--dtype", "float32", "--format", kind]
+    chosen = ["--source-fps", "50", "--episodes", "1:3", "--cameras", "wrist"]
+    assert run_command(encode.main, aloha.parent, "--out", tmp_path, *options, *chosen) is None
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    endings = ("safetensors",) if kind == "safetensors" else ("cls.npy", "patches.npy", "times.npy")
+    assert names == {f"fold/fold/wrist/episode_{number}.{ending}" for number in (1, 2) for ending in endings}
+    place = tmp_path / "fold" / "fold" / "wrist" / "episode_2"
+    stored = (
+        load_file(place.with_suffix(".safetensors"))
+        if kind == "safetensors"
+        else {key: torch.from_numpy(np.load(f"{place}.{key}.npy")) for key in ("patches", "times")}
+    )
+    with pytest.importorskip("h5py").File(aloha / "episode_2.hdf5") as file:
+        images = file["observations/images/wrist"][:]
+    assert torch.allclose(stored["patches"], tiny.encode(list(images), size=32, crop_mode="whole").patches, atol=1e-4)
+    assert torch.allclose(stored["times"], torch.arange(20) / 50)
+    assert "--source-fps" in run_command(encode.main, aloha, "--out", tmp_path, *options)
+
+
 def test_video_features_in_parts_and_picture_video(run_command, tiny, tiny_directory, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "FRAMES_PER_FILE", 8)
     options = ["--model", tiny_directory, "--size", "64", "--fps", "6", "--batch-size", "4", "--dtype", "float32"]

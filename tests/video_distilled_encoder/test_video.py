@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from video_distilled_encoder.errors import InputError, InputWarning
-from video_distilled_encoder.video import _Clock, find_videos, probe, read_frames, write_video
+from video_distilled_encoder.sources import find_sources
+from video_distilled_encoder.video import _Clock, probe, read_frames, write_video
 
 
 def test_frames_and_times_of_a_real_clip(clip):
@@ -92,16 +93,16 @@ def test_unreadable_videos_are_one_sentence(clip, tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
-def test_find_videos_searches_folders(tmp_path, clip):
+def test_folders_are_searched_for_videos(tmp_path, clip):
     (tmp_path / "a").mkdir()
     for name in ("a/2.mp4", "a/1.MOV", "b.mkv", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert [p.name for p in find_videos([tmp_path, clip])] == ["1.MOV", "2.mp4", "b.mkv", "dog.mp4"]
+    assert [source.name for source in find_sources([tmp_path, clip])] == ["1.MOV", "2.mp4", "b.mkv", "dog.mp4"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no video"):
-        find_videos([tmp_path / "empty"])
+        find_sources([tmp_path / "empty"])
     with pytest.raises(InputError, match="does not exist"):
-        find_videos([tmp_path / "nothing.mp4"])
+        find_sources([tmp_path / "nothing.mp4"])
 
 
 def test_reading_can_be_given_up_early(clip):

@@ -39,6 +39,7 @@ from training.methods.method import Method
 from training.recipes.recipe import Recipe
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.sources.source import Asked
 
 
 def pretrain(
@@ -47,6 +48,7 @@ def pretrain(
     recipe: Recipe,
     *,
     frames: Path | None = None,
+    asked: Asked | None = None,
     resume: bool = False,
     max_seconds: float | None = None,
     skip_unreadable: bool = False,
@@ -55,10 +57,11 @@ def pretrain(
     """Extract the videos, train, and write the encoder as the model directory `out/encoder`.
 
     Args:
-        data: video files, or folders of them.
+        data: video files, data sets, or folders of them.
         out: the run directory.
         recipe: all settings.
         frames: folder of the frame stores; the user's cache by default.
+        asked: cameras and episodes of data sets, and the rate of what has no clock.
         resume: go on with the run in `out`.
         max_seconds: how long all this may take; the recipe's length does not count then, and all schedules end when
             the time does. Without it, a run that is resumed keeps the plan that it had.
@@ -80,7 +83,7 @@ def pretrain(
         share_of_batch(recipe, world)
         start = begin(out, recipe, resume)
         world.say(start.text)
-        stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline)
+        stores = extract_once(world, data, frames or frame_stores(), recipe, skip_unreadable, deadline, asked)
         finished = train(out, recipe, world, open_stores(stores), start, deadline, shard_mib)
     # A process that fails does not leave the group, which would wait for the others, who wait for it: it ends, and its
     # launcher ends them.
@@ -89,7 +92,12 @@ def pretrain(
 
 
 def pretrain_whole(
-    data: Sequence[Path], out: Path, recipe: Recipe, frames: Path, max_seconds: float | None = None
+    data: Sequence[Path],
+    out: Path,
+    recipe: Recipe,
+    frames: Path,
+    max_seconds: float | None = None,
+    asked: Asked | None = None,
 ) -> None:
     """Start the run in `out`, or go on with it, up to its last step, which a run that was started has.
 
@@ -99,14 +107,22 @@ def pretrain_whole(
     started = bool(checkpoint.find(out / "checkpoints"))
     seconds = None if started else max_seconds
     with stop.listening():
-        finished = pretrain(data, out, recipe, frames=frames, resume=is_run(out), max_seconds=seconds)
+        finished = pretrain(data, out, recipe, frames=frames, asked=asked, resume=is_run(out), max_seconds=seconds)
     if not finished:
         raise InputError("stopped; the same command goes on")
 
 
-def dry_run(data: Sequence[Path], out: Path, recipe: Recipe, frames: Path | None, skip_unreadable: bool) -> str:
+def dry_run(
+    data: Sequence[Path],
+    out: Path,
+    recipe: Recipe,
+    frames: Path | None,
+    skip_unreadable: bool,
+    asked: Asked | None = None,
+) -> str:
     """Describe the run and draw `OUT.views.png`; the videos are extracted, nothing is trained."""
-    stores = extract_all(data, frames or frame_stores(), recipe.extract, skip_unreadable=skip_unreadable)
+    root = frames or frame_stores()
+    stores = extract_all(data, root, recipe.extract, asked=asked, skip_unreadable=skip_unreadable)
     index = clip_index(recipe, open_stores(stores))
     bf16 = recipe.run.uses_bf16(distributed.choose_device(recipe.run.device))
     return report(recipe, index, build_method(recipe), out.with_name(f"{out.name}.views.png"), bf16)
@@ -146,6 +162,7 @@ def extract_once(
     recipe: Recipe,
     skip_unreadable: bool = False,
     deadline: float | None = None,
+    asked: Asked | None = None,
 ) -> dict[Path, str]:
     """Extract the videos in one process of each machine while the others wait; return its stores in all of them.
 
@@ -154,7 +171,9 @@ def extract_once(
     """
     stores: dict[Path, str] = {}
     if world.local_rank == 0:
-        stores = extract_all(data, root, recipe.extract, skip_unreadable=skip_unreadable, deadline=deadline)
+        stores = extract_all(
+            data, root, recipe.extract, asked=asked, skip_unreadable=skip_unreadable, deadline=deadline
+        )
     of_all = distributed.gather(stores)
     for rank, found in enumerate(of_all):
         if found and [store.name for store in found] != [store.name for store in of_all[0]]:

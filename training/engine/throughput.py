@@ -28,15 +28,16 @@ from training.engine.run import load_frames
 from training.engine.schedule import Schedule
 from training.engine.trainer import Trainer
 from training.recipes.recipe import Recipe
+from video_distilled_encoder.sources.source import Asked
 
 _WARM_UP = 3
 
 
-def measure(data: Sequence[Path], recipe: Recipe, steps: int) -> dict[str, object]:
+def measure(data: Sequence[Path], recipe: Recipe, steps: int, asked: Asked | None = None) -> dict[str, object]:
     """Return the figures as a dictionary."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract))
+        stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract, asked=asked))
         extracted = sum(map(len, stores)) / (time.perf_counter() - start)
         index = clip_index(recipe, stores)
         world = distributed.start(recipe.run.device)

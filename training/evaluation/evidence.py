@@ -16,6 +16,7 @@ from training.common.cache import frame_stores
 from training.evaluation.measure import evaluate
 from training.evaluation.statistics.comparison import read_result
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.sources.options import add_source_options
 
 _FOLDERS = ("--data", "--video")
 
@@ -37,7 +38,8 @@ class Subject(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a command takes that trains and measures."""
-    parser.add_argument("--data", nargs="+", type=Path, required=True, help="video files, or folders of them")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="videos, data sets, or folders of them")
+    add_source_options(parser)
     parser.add_argument("--evaluation", type=Path, required=True, help="the folder that holds the measures' folders")
     parser.add_argument("--device", help="to measure on: cpu or cuda (cuda where there is one)")
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")

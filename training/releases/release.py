@@ -17,6 +17,7 @@ from training.reporting.pca_sheet import draw_pca_sheet
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_directory import weights_sha256
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact
+from video_distilled_encoder.sources.source import Asked
 
 RELEASES = Path(__file__).parent
 
@@ -93,6 +94,7 @@ def train(
     out: Path,
     frames: Path,
     seconds: float | None = None,
+    asked: Asked | None = None,
 ) -> Path:
     """Train one run after the other in `out`, or go on with them; return the directory of the last.
 
@@ -103,6 +105,7 @@ def train(
         out: where the runs' directories are.
         frames: folder of the frame stores.
         seconds: how long they may take together.
+        asked: cameras and episodes of data sets, and the rate of what has no clock.
     """
     whole = sum(run.share for run in release.runs.values())
     before: Path | None = None
@@ -110,7 +113,7 @@ def train(
         recipe = recipes[name]
         if before:
             recipe = replace(recipe, run=replace(recipe.run, init_from=str(before)))
-        pretrain_whole(data, out / name, recipe, frames, seconds and seconds * run.share / whole)
+        pretrain_whole(data, out / name, recipe, frames, seconds and seconds * run.share / whole, asked)
         before = out / name
     assert before
     return before

@@ -23,7 +23,8 @@ from training.models.loading import load_model
 from training.reporting import pictures
 from training.reporting.measures import PART, Measures, Series, choose_pairs, measure
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.video import probe, read_frames
+from video_distilled_encoder.sources import find_sources
+from video_distilled_encoder.sources.source import Asked
 
 _PAGE = Path(__file__).parent / "page.html"
 _STEP, _MOVING = 8, 1e-3
@@ -71,24 +72,30 @@ class Row:
         return found._replace(values=100 * found.values) if self.percent else found
 
 
-def read_clip(video: Path, seconds: float, fps: float) -> Clip:
-    """Read the beginning of a video.
+def read_clip(video: Path, seconds: float, fps: float, asked: Asked | None = None) -> Clip:
+    """Read the beginning of a video, or of the recording of a data set that is asked for.
 
     Raises:
-        InputError: it cannot be read, or is too short to compare frames of.
+        InputError: it cannot be read, is not one recording, or is too short to compare frames of.
     """
     if fps <= 0 or seconds <= 0:
         raise InputError(f"--fps and --seconds must be positive, got {fps} and {seconds}")
+    source, *others = find_sources([video], asked)
+    if others:
+        named = "; ".join(map(str, [source, *others[:4]]))
+        raise InputError(
+            f"{video} holds {1 + len(others)} recordings, and a report is of one: choose it with --cameras and "
+            f"--episodes, or name its file; there are {named}{', …' * (len(others) > 4)}"
+        )
     frames, times = [], []
-    expected = min(seconds, probe(video).frames / max(probe(video).fps, 1)) * fps
-    for frame in tqdm(
-        read_frames(video, min_interval=1 / fps), "read", round(expected), unit="frame", dynamic_ncols=True
-    ):
+    info = source.info()
+    expected = min(seconds, info.frames / max(info.fps, 1)) * fps
+    for frame in tqdm(source.frames(min_interval=1 / fps), "read", round(expected), unit="frame", dynamic_ncols=True):
         if frame.time > seconds:
             break
         frames.append(frame.image)
         times.append(frame.time)
-    clip = Clip(video.name, frames, np.array(times))
+    clip = Clip(source.name, frames, np.array(times))
     if len(frames) < 2 or not choose_pairs(clip.times):
         raise InputError(f"{video} is too short for a report: it has {len(frames)} frames at --fps {fps:g}")
     return clip

@@ -24,6 +24,7 @@ from training.evaluation.statistics.comparison import cell
 from training.recipes.recipe import Recipe, options, read_recipe
 from video_distilled_encoder.errors import InputError, import_pyplot
 from video_distilled_encoder.files import atomic_path, write_json
+from video_distilled_encoder.sources.source import Asked
 
 STUDIES = Path(__file__).parent
 
@@ -97,7 +98,7 @@ def with_names_of(study: Study, base: Recipe) -> Study:
 
 
 def plan(
-    study: Study, data: Sequence[Path], frames: Path, settings: Sequence[str]
+    study: Study, data: Sequence[Path], frames: Path, settings: Sequence[str], asked: Asked | None = None
 ) -> tuple[dict[str, Recipe], dict[str, dict[str, Any]]]:
     """Return the recipe of every row that is trained, its steps such that all have their share of one arithmetic.
 
@@ -106,6 +107,7 @@ def plan(
         data: video files, or folders of them.
         frames: folder of the frame stores.
         settings: of all rows, as on a command line.
+        asked: cameras and episodes of data sets, and the rate of what has no clock.
 
     Returns:
         The recipes, and what a table says of each: clips, steps and PFLOP.
@@ -119,7 +121,7 @@ def plan(
 
     @functools.cache
     def stores(extract: ExtractConfig) -> list[FrameStore]:
-        return open_stores(extract_all(data, frames, extract))
+        return open_stores(extract_all(data, frames, extract, asked=asked))
 
     whole = base.run.steps * base.run.batch_size * _flops(base, stores(base.extract))
     recipes, facts = {}, {}

@@ -22,6 +22,7 @@ from video_distilled_encoder.sources.source import Asked, Found, Source, Unreada
 
 _LAST = "video_files"
 """Takes any file, so it is asked when no other reader knows it."""
+_PICTURES = "frame_folders"
 _NAMED = 5
 """So many of the things left out are named one by one."""
 
@@ -48,19 +49,24 @@ def look_for_sources(paths: Iterable[Path], asked: Asked | None = None) -> Found
         InputError: as `find_sources`.
     """
     asked = asked or Asked()
-    all_found, paths = Found([]), list(paths)
+    found, paths = Found([]), list(paths)
     for path in paths:
         places = find_files(path, VIDEO_SUFFIXES, known)
         if not places:
             raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-        here = [_find(place, asked, alone=len(paths) == len(places) == 1) for place in places]
-        sources = [source for found in here for source in found.sources]
-        left_out = [line for found in here for line in found.left_out]
-        if not sources:
-            raise InputError(f"nothing is left to read in {path}: {'; '.join(left_out[:_NAMED])}")
-        all_found.sources += _chosen(path, sources, asked)
-        all_found.left_out += left_out
-    return all_found
+        for place in places:
+            here = _find(place, asked, alone=len(paths) == len(places) == 1)
+            found.sources += here.sources
+            found.left_out += here.left_out
+    where = ", ".join(map(str, paths))
+    if not found.sources:
+        raise InputError(f"nothing is left to read in {where}: {'; '.join(found.left_out[:_NAMED])}")
+    return Found(_chosen(where, found.sources, asked), found.left_out)
+
+
+def is_data_set(path: Path) -> bool:
+    """Return whether a file or folder is a robot's recording or data set: neither a video nor a folder of pictures."""
+    return any(reader.recognises(path) for reader in _readers()[:-1] if reader.__name__.rpartition(".")[2] != _PICTURES)
 
 
 def known(path: Path) -> bool:
@@ -85,17 +91,17 @@ def _reader(path: Path) -> ModuleType:
     return next((reader for reader in _readers() if reader.recognises(path)), _readers()[-1])
 
 
-def _chosen(path: Path, sources: list[Source], asked: Asked) -> list[Source]:
+def _chosen(where: str, sources: list[Source], asked: Asked) -> list[Source]:
     """Return the sources whose camera and episode are asked for; what has none is always."""
     cameras = sorted({source.camera for source in sources})
     chosen = [source for source in sources if not source.camera or fnmatchcase(source.camera, asked.cameras)]
     if not chosen:
-        raise InputError(f"no camera of {path} is called {asked.cameras!r}; there are: {', '.join(cameras)}")
+        raise InputError(f"no camera of {where} is called {asked.cameras!r}; there are: {', '.join(cameras)}")
     episodes = [source.episode for source in chosen if source.episode is not None]
     chosen = [s for s in chosen if s.episode is None or asked.episodes is None or s.episode in asked.episodes]
     if not chosen and asked.episodes is not None:
         raise InputError(
-            f"{path} has none of the episodes asked for; its episodes are {min(episodes)} to {max(episodes)}"
+            f"{where} has none of the episodes asked for; its episodes are {min(episodes)} to {max(episodes)}"
         )
     return chosen
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.common.commands import parse_range
 from training.data.clips import ClipIndex, ClipsConfig
 from training.data.frame_store import FrameStore
 from training.extract import main
+from video_distilled_encoder.sources.options import parse_range
 
 
 @pytest.fixture

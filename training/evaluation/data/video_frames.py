@@ -1,8 +1,8 @@
 """Pairs of frames of unlabelled video, a given number of seconds apart, and their features.
 
-The data is a video file, a folder of videos, or a folder of image sequences: DAVIS (its root, or JPEGImages/480p), or
-any folder whose images are named NAME_NUMBER.jpg or NUMBER.jpg, such as CamVid's, where a folder's images of one NAME
-are a sequence and NUMBER counts frames at --fps. A pair never crosses from one video to another.
+The data is a video file, a robot's data set, a folder of them, or a folder of image sequences: DAVIS (its root, or
+JPEGImages/480p), or any folder whose images are named NAME_NUMBER.jpg or NUMBER.jpg, such as CamVid's, where a folder's
+images of one NAME are a sequence and NUMBER counts frames at --fps. A pair never crosses from one video to another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.preprocessing import open_image
-from video_distilled_encoder.video import read_frames
+from video_distilled_encoder.sources import find_sources, is_data_set
+from video_distilled_encoder.sources.options import add_source_options, asked_of
+from video_distilled_encoder.sources.source import Asked, Source
 
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -55,11 +57,10 @@ class EncodedClip:
     """As in `Clip`."""
 
 
-class _Source(NamedTuple):
-    """A video before it is decoded: a file, or its image files with their times."""
+class _Sequence(NamedTuple):
+    """Image files with their times."""
 
     name: str
-    path: Path
     files: list[Path]
     times: list[float]
 
@@ -72,6 +73,7 @@ def load_clips(
     max_videos: int = 0,
     frames: int = 8,
     seed: int = 0,
+    asked: Asked | None = None,
 ) -> Iterator[Clip]:
     """Choose evenly spaced base frames of each video, and the frames some seconds later.
 
@@ -79,12 +81,13 @@ def load_clips(
     frame is the one whose time stamp is nearest. Videos too short, or too slow, for all offsets are left out.
 
     Args:
-        data: a video, a folder of videos, or a folder of image sequences.
+        data: a video, a data set, a folder of them, or a folder of image sequences.
         offsets: seconds from a base frame to its partners.
         fps: frame rate of image sequences; videos have time stamps.
         max_videos: take this many, drawn by `seed`; 0 takes all.
         frames: base frames per video, at most.
         seed: of the draw of videos.
+        asked: cameras and episodes of data sets, and the rate of those without a clock.
 
     Yields:
         A clip per video, by name, or as drawn; only one at a time is in memory.
@@ -96,12 +99,12 @@ def load_clips(
         raise InputError(f"offsets must be positive seconds, got {list(offsets)}")
     if fps <= 0 or frames < 1:
         raise InputError(f"fps must be positive and frames at least 1, got {fps} and {frames}")
-    sources = _find(data, fps)
+    sources = _find(data, fps, asked)
     found = 0
     for number in np.random.default_rng(seed).permutation(len(sources)) if max_videos else range(len(sources)):
         if max_videos and found == max_videos:
             break
-        clip = _load(sources[number], offsets, frames)
+        clip = _load(*sources[number], offsets, frames)
         if clip is not None:
             found += 1
             yield clip
@@ -145,6 +148,7 @@ def add_video_arguments(parser: argparse.ArgumentParser, offsets: Sequence[float
     parser.add_argument("--videos", type=int, default=0, help="take this many, drawn by --seed; 0 = all (%(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="base frames per video, evenly spaced (%(default)s)")
     parser.add_argument("--fps", type=float, default=24.0, help="frame rate of image sequences (%(default)s)")
+    add_source_options(parser)
     parser.add_argument(
         "--size",
         type=int,
@@ -163,7 +167,13 @@ def encode_clips(model: Model, args: argparse.Namespace) -> list[EncodedClip]:
     """
     size = model.nearest_size(*args.size)
     clips = load_clips(
-        args.data, args.offsets, fps=args.fps, max_videos=args.videos, frames=args.frames, seed=args.seed
+        args.data,
+        args.offsets,
+        fps=args.fps,
+        max_videos=args.videos,
+        frames=args.frames,
+        seed=args.seed,
+        asked=asked_of(args),
     )
     encoded = []
     for clip in clips:
@@ -205,16 +215,17 @@ def describe(model: Model, clips: Sequence[EncodedClip], args: argparse.Namespac
     }
 
 
-def _find(data: Path, fps: float) -> list[_Source]:
-    files = find_files(data, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-    videos = files if data.is_file() else [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
-        return _find_sequences(data, files, fps)
+def _find(data: Path, fps: float, asked: Asked | None) -> list[tuple[str, Source | _Sequence]]:
+    files = find_files(data, IMAGE_SUFFIXES | VIDEO_SUFFIXES, is_data_set)
+    sets = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES or is_data_set(file)]
+    sources = find_sources(files if data.is_file() else sets, asked) if sets or data.is_file() else []
+    if not sources:
+        return [(sequence.name, sequence) for sequence in _find_sequences(data, files, fps)]
     root = data if data.is_dir() else data.parent
-    return [_Source(path.relative_to(root).as_posix(), path, [], []) for path in videos]
+    return [(source.name if source.camera else source.path.relative_to(root).as_posix(), source) for source in sources]
 
 
-def _find_sequences(data: Path, files: Sequence[Path], fps: float) -> list[_Source]:
+def _find_sequences(data: Path, files: Sequence[Path], fps: float) -> list[_Sequence]:
     root = data / "JPEGImages" / "480p"
     root = root if root.is_dir() else data
     sequences: dict[str, list[tuple[int, Path]]] = {}
@@ -229,31 +240,31 @@ def _find_sequences(data: Path, files: Sequence[Path], fps: float) -> list[_Sour
     for name, numbered in sorted(sequences.items()):
         numbered.sort()
         times = [(number - numbered[0][0]) / fps for number, _ in numbered]
-        found.append(_Source(name, root, [path for _, path in numbered], times))
+        found.append(_Sequence(name, [path for _, path in numbered], times))
     return found
 
 
-def _load(source: _Source, offsets: Sequence[float], count: int) -> Clip | None:
+def _load(name: str, source: Source | _Sequence, offsets: Sequence[float], count: int) -> Clip | None:
     """Decode the chosen frames of one video; None if it has none."""
-    if source.files:
+    if isinstance(source, _Sequence):
         times, shots = np.array(source.times), None
     else:
-        frames = [(frame.time, frame.new_shot) for frame in read_frames(source.path)]
+        frames = [(frame.time, frame.new_shot) for frame in source.frames()]
         times, shots = np.array([time for time, _ in frames]), np.cumsum([new_shot for _, new_shot in frames])
     pairs = nearest_frames(times, offsets, count, shots)
     chosen = np.unique(np.concatenate([pair.ravel() for pair in pairs.values()]))
     if not len(chosen):
         return None
     renumbered = {offset: np.searchsorted(chosen, pair) for offset, pair in pairs.items()}
-    return Clip(source.name, np.stack(_read(source, chosen)), times[chosen], renumbered)
+    return Clip(name, np.stack(_read(source, chosen)), times[chosen], renumbered)
 
 
-def _read(source: _Source, chosen: np.ndarray) -> list[np.ndarray]:
-    if source.files:
+def _read(source: Source | _Sequence, chosen: np.ndarray) -> list[np.ndarray]:
+    if isinstance(source, _Sequence):
         return [np.array(open_image(source.files[number])) for number in chosen]
     wanted, last = set(chosen.tolist()), int(chosen[-1])
     images = []
-    for number, frame in enumerate(read_frames(source.path)):
+    for number, frame in enumerate(source.frames()):
         if number in wanted:
             images.append(frame.image)
         if number == last:

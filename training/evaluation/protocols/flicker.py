@@ -50,6 +50,7 @@ from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.statistics.figures import by_unit, percent
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.sources.options import add_source_options, asked_of
 
 BLOCK = 8
 """Side of a block in pixels at half resolution."""
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the protocol's options."""
     probe.add_arguments(parser)
     parser.add_argument("--video", type=Path, required=True, help="a video, or a folder of videos or image sequences")
+    add_source_options(parser)
     parser.add_argument("--step", type=float, default=0.1, help="seconds between two frames (%(default)s)")
     parser.add_argument("--videos", type=int, default=0, help="take this many, drawn by --seed; 0 = all (%(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="pairs of frames per video (%(default)s)")
@@ -78,7 +80,13 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     videos: dict[str, dict[str, float]] = {}
     counts = np.zeros(classes, dtype=np.int64)
     for clip in load_clips(
-        args.video, [args.step], fps=args.fps, max_videos=args.videos, frames=args.frames, seed=args.seed
+        args.video,
+        [args.step],
+        fps=args.fps,
+        max_videos=args.videos,
+        frames=args.frames,
+        seed=args.seed,
+        asked=asked_of(args),
     ):
         videos[clip.video], given = measure_clip(model, layer, clip, height, args)
         counts += given

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation.data.video_frames import encode_clips, load_clips, nearest_frames, other_frame
+from training.evaluation.data.video_frames import (
+    add_video_arguments,
+    encode_clips,
+    load_clips,
+    nearest_frames,
+    other_frame,
+)
 from training.models.loading import Pixels
 from video_distilled_encoder.errors import InputError, InputWarning
+from video_distilled_encoder.sources.source import Asked
 from video_distilled_encoder.video import read_frames
 
 
@@ -95,12 +102,24 @@ def test_image_sequences(tmp_path):
     assert found == {"0001TP": 1, "0016E5": 1}
 
 
+def test_cameras_and_episodes_of_a_data_set_are_videos(aloha):
+    asked = Asked("wrist", range(1, 3), fps=20)
+    clips = list(load_clips(aloha, [0.2], frames=4, asked=asked))
+    assert [clip.video for clip in clips] == ["fold/wrist/episode_1", "fold/wrist/episode_2"]
+    with pytest.importorskip("h5py").File(aloha / "episode_1.hdf5") as file:
+        images = file["observations/images/wrist"][:]
+    assert np.array_equal(clips[0].images, images[(clips[0].times * 20).round().astype(int)])
+    with pytest.raises(InputError, match="--source-fps"):
+        list(load_clips(aloha, [0.2]))
+
+
 def test_controls_are_of_other_videos(make_video, tmp_path):
     for number in range(3):
         make_video(f"videos/v{number}.mp4", seconds=1.5)
-    args = argparse.Namespace(
-        data=tmp_path / "videos", offsets=[0.2, 0.5], fps=24, videos=0, frames=4, seed=0, size=(40, 64), cache=tmp_path
-    )
+    parser = argparse.ArgumentParser()
+    add_video_arguments(parser, [0.2, 0.5])
+    args = parser.parse_args(["--frames", "4", "--size", "40", "64"])
+    args.data, args.seed, args.cache = tmp_path / "videos", 0, tmp_path
     clips = encode_clips(Pixels(), args)
     assert [clip.grid.shape[1:] for clip in clips] == [(2, 4, 768)] * 3
     others = {(clip, other_frame(clips, clip, pair, 0.2)[0]) for clip in range(3) for pair in range(4)}
