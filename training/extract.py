@@ -2,18 +2,24 @@
 
 A path is a video file, a LeRobot data set (v2.0 to v3.0), an MCAP file, a ROS 1 bag, the folder of a ROS 2 bag, an HDF5
 file or a Zarr of episodes, an RLDS data set of TFDS, a folder of numbered pictures, or a folder of any of them.
+Interrupted, the same command goes on. Under torchrun its processes share the recordings, and so do jobs of their own
+with `--shard 0/8` to `--shard 7/8`, on one machine or many, into one folder on shared storage.
 """
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 
+from training.common import distributed
 from training.common.cache import frame_stores
 from training.common.commands import command_parser
+from training.common.machine import processors
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig
 from training.data.listing import describe
-from video_distilled_encoder.errors import command
+from video_distilled_encoder.errors import InputError, command
 from video_distilled_encoder.sources import look_for_sources
 from video_distilled_encoder.sources.options import add_source_options, asked_of
 
@@ -31,6 +37,9 @@ def main() -> None:
     parser.add_argument("--short-side", type=int, help="resize larger frames to this many pixels (do not)")
     parser.add_argument("--quality", type=int, default=defaults.quality, help="JPEG quality (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
+    parser.add_argument(
+        "--shard", type=parse_shard, metavar="I/N", help="only part I, from 0, of N that have one --frames (all)"
+    )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out recordings that cannot be read")
     args = parser.parse_args()
     asked = asked_of(args)
@@ -38,10 +47,45 @@ def main() -> None:
         print(describe(look_for_sources(args.paths, asked)))
         return
     config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)
-    stores = extract_all(
-        args.paths, args.frames, config, asked=asked, workers=args.workers, skip_unreadable=args.skip_unreadable
-    )
-    print(f"{len(stores)} frame stores in {args.frames / config.folder}")
+    world = distributed.start("cpu")
+    if args.shard and world.size > 1:
+        parser.error(
+            "--shard is for jobs that a launcher did not start; its processes share the recordings by themselves"
+        )
+    count, error = 0, ""
+    try:
+        stores = extract_all(
+            args.paths,
+            args.frames,
+            config,
+            asked=asked,
+            workers=args.workers or max(1, processors() // world.local_size),
+            skip_unreadable=args.skip_unreadable,
+            shard=args.shard or (world.rank, world.size),
+        )
+        count = len(stores)
+    except InputError as failure:
+        error = str(failure)
+    # a process that fails would have its launcher end the others, who are at work
+    of_all = distributed.gather((count, error))
+    distributed.stop()
+    if not world.is_main:
+        return
+    if errors := [error for _, error in of_all if error]:
+        raise InputError("\n".join(dict.fromkeys(errors)))
+    print(f"{sum(count for count, _ in of_all)} frame stores in {args.frames / config.folder}")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Turn I/N into numbers.
+
+    Raises:
+        ArgumentTypeError: it is not written so, or I is not one of 0 to N - 1.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"a shard is written 0/N to N-1/N, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +20,79 @@ _YOUNG = 2.0
 """Seconds in which a file may be written again without its time telling."""
 
 
-def remembered_sha256(path: Path, *more: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content (`files.sha256`), or of several files as one.
+class NotRememberedError(LookupError):
+    """A file has to be read for its digest."""
 
-    They are read unless they are as they were when they last were.
+
+class _Note:
+    """Where the digest of some files is remembered, and as what they were then."""
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self.places = [place.resolve() for place in places]
+        states = [place.stat() for place in self.places]
+        self.newest = max(state.st_mtime for state in states)
+        first, stamps = self.places[0], [_stamp(state) for state in states]
+        self.known: dict[str, Any] = {"path": os.fspath(first), "state": stamps[0]}
+        name = os.fsencode(first)
+        if len(places) > 1:
+            self.known["files"] = hashlib.sha256(repr(stamps).encode()).hexdigest()
+            name = b"\0".join(map(os.fsencode, self.places))
+        self.path = cache_root() / "digests" / f"{hashlib.sha256(name).hexdigest()[:32]}.json"
+
+    def read(self) -> str | None:
+        """Return the digest, if the files are as they were."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            noted = json.loads(self.path.read_text(encoding="utf-8"))
+            if {fact: noted[fact] for fact in self.known} == self.known and len(noted["sha256"]) == 64:
+                return str(noted["sha256"])
+        return None
+
+
+def recalled_sha256(*paths: Path) -> str:
+    """Return what `remembered_sha256` does, without reading a file.
+
+    Raises:
+        NotRememberedError: one would have to be read.
+        OSError: one is missing.
+    """
+    digest = _Note(paths).read()
+    if digest is None:
+        raise NotRememberedError(paths[0])
+    return digest
+
+
+def remembered_sha256(*paths: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content, or of several files as one (`files.sha256`).
+
+    They are read unless they are as they were when they last were, or another process reads them just now.
 
     Raises:
         OSError: a file cannot be read.
     """
     begin = time.time()
-    places = [place.resolve() for place in (path, *more)]
-    states = [place.stat() for place in places]
-    known: dict[str, Any] = {"path": os.fspath(places[0]), "state": _stamp(states[0])}
-    name = hashlib.sha256(os.fsencode(places[0]))
-    if more:
-        known["files"] = len(places)
-        known["state"] = [hashlib.sha256(repr([_stamp(state) for state in states]).encode()).hexdigest()]
-        name = hashlib.sha256(b"\0".join(map(os.fsencode, places)))
-    note = cache_root() / "digests" / f"{name.hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        if {fact: noted[fact] for fact in known} == known and len(noted["sha256"]) == 64:
-            return str(noted["sha256"])
-    digest = sha256(*places)
-    if max(state.st_mtime for state in states) < begin - _YOUNG:
-        with suppress(CannotWrite):  # then it is read again
-            write_json(note, {**known, "sha256": digest})
-    return digest
+    note = _Note(paths)
+    if digest := note.read():
+        return digest
+    with _alone(note.path):
+        if digest := note.read():
+            return digest
+        digest = sha256(*note.places)
+        if note.newest < begin - _YOUNG:
+            with suppress(CannotWrite):  # then it is read again
+                write_json(note.path, {**note.known, "sha256": digest})
+        return digest
+
+
+@contextmanager
+def _alone(note: Path) -> Iterator[None]:
+    """Wait for another process of this machine that works on the same note, as far as locks work there."""
+    lock = note.with_suffix(".lock")
+    with ExitStack() as held:
+        with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(lock.open("w")), fcntl.LOCK_EX)
+            held.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 def _stamp(state: os.stat_result) -> list[int]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +17,13 @@ from tqdm import tqdm
 
 from training.common import stop
 from training.common.machine import processors
-from training.data.frame_store import ExtractConfig, extract_source
+from training.data.frame_store import ExtractConfig, extract_source, find_store
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked, Source
 
+_ABANDONED = 3600.0
+"""Seconds after which a store that does not grow is given up."""
 _STOPPED = "stopped while videos were extracted; the same command goes on"
 
 
@@ -33,6 +36,8 @@ def extract_all(
     workers: int = 0,
     skip_unreadable: bool = False,
     deadline: float | None = None,
+    shard: tuple[int, int] = (0, 1),
+    turn: float = 0.0,
 ) -> dict[Path, str]:
     """Extract every source that `paths` hold (`video_distilled_encoder.sources`).
 
@@ -44,6 +49,9 @@ def extract_all(
         workers: processes; 0 means one per processor.
         skip_unreadable: leave out, with a warning, videos that cannot be read, instead of refusing at the end.
         deadline: of `time.monotonic`, after which no more is begun.
+        shard: i and n; of n parts of the sources, in their order, only part i, from 0, which may be empty.
+        turn: which share of the sources, 0 to 1, comes last: machines that begin at different ones and have one folder
+            of stores share the work.
 
     Returns:
         The stores in the order of the sources, each with the group of its source; a video given twice counts once.
@@ -52,12 +60,23 @@ def extract_all(
         InputError: a video cannot be read, all others being extracted then, or none is left; or the time is over, or
             the process was asked to stop, or the stores cannot be written.
     """
-    videos = find_sources(paths, asked)
-    workers = min(workers or processors(), len(videos))
+    found = find_sources(paths, asked)
+    videos = found[len(found) * shard[0] // shard[1] : len(found) * (shard[0] + 1) // shard[1]]
+    if not videos:
+        return {}
+    _sweep(root / config.folder)
+    workers = workers or processors()
     stores: dict[Source, Path] = {}
     failed: list[InputError] = []
-    with tqdm(total=len(videos), desc="extract", unit="video", dynamic_ncols=True) as bar:
-        for video, result in _in_parallel(videos, root, config, workers):
+    with tqdm(total=len(set(videos)), desc="extract", unit="video", dynamic_ncols=True) as bar:
+        left = deque(dict.fromkeys(videos))
+        left.rotate(-int(turn * len(left)))
+        for video in list(left):
+            if path := find_store(video, root, config):
+                stores[video] = path
+                left.remove(video)
+        bar.update(len(stores))
+        for video, result in _in_parallel(left, root, config, min(workers, len(left))):
             if stop.asked():
                 raise InputError(_STOPPED)
             if deadline is not None and time.monotonic() > deadline:
@@ -87,13 +106,20 @@ Result = tuple[Source, Callable[[], Path]]
 """A video that is done, with a function that returns its store or raises its error."""
 
 
-def _in_parallel(videos: Sequence[Source], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left behind: a store in work grows all the time."""
+    for file in folder.glob(".*.zip"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > _ABANDONED:
+                file.unlink()
+
+
+def _in_parallel(left: deque[Source], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
     """Yield each video as it is done. Where a process dies, the videos in work are tried one by one to find which."""
-    if workers == 1:
-        for video in videos:
+    if workers <= 1:
+        for video in left:
             yield video, partial(extract_source, video, root, config)
         return
-    left = deque(videos)
     while left:
         for video in (yield from _until_a_process_dies(left, root, config, workers)):
             if (yield from _until_a_process_dies(deque([video]), root, config, 1)):

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from training.common.digests import remembered_sha256
+from training.common.digests import NotRememberedError, recalled_sha256, remembered_sha256
 from training.data import jpeg
 from training.data.box import Box
 from training.data.cuts import find_cuts, thumbnail
@@ -70,7 +70,7 @@ def extract_source(source: Source, root: Path, config: ExtractConfig) -> Path:
         InputError: the source is missing, unreadable, empty, damaged or truncated. No store is left behind then.
     """
     digest = source.identity(remembered_sha256)
-    path = root / config.folder / f"{digest[:16]}.zip"
+    path = _place(digest, root, config)
     if path.exists():
         return path
     times: list[float] = []
@@ -91,6 +91,19 @@ def extract_source(source: Source, root: Path, config: ExtractConfig) -> Path:
         meta = {"source": source.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
         archive.writestr(_META, json.dumps({**meta, "settings": asdict(config)}))
     return path
+
+
+def find_store(source: Source, root: Path, config: ExtractConfig) -> Path | None:
+    """Return the store of a source, if it is there and the source need not be read to know it."""
+    try:
+        path = _place(source.identity(recalled_sha256), root, config)
+    except (NotRememberedError, InputError):
+        return None
+    return path if path.exists() else None
+
+
+def _place(digest: str, root: Path, config: ExtractConfig) -> Path:
+    return root / config.folder / f"{digest[:16]}.zip"
 
 
 def _scale_down(frame: VideoFrame, config: ExtractConfig) -> Image.Image:

@@ -172,7 +172,13 @@ def extract_once(
     stores: dict[Path, str] = {}
     if world.local_rank == 0:
         stores = extract_all(
-            data, root, recipe.extract, asked=asked, skip_unreadable=skip_unreadable, deadline=deadline
+            data,
+            root,
+            recipe.extract,
+            asked=asked,
+            skip_unreadable=skip_unreadable,
+            deadline=deadline,
+            turn=world.rank / world.size,
         )
     of_all = distributed.gather(stores)
     for rank, found in enumerate(of_all):

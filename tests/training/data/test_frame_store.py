@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +17,13 @@ from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, extract_source
 from training.extract import main
 from video_distilled_encoder.errors import InputError, InputWarning
+from video_distilled_encoder.files import sha256
 from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import read_frames
+
+ROOT = Path(__file__).parents[3]
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_frames_and_times_survive(clip, tmp_path):
@@ -94,6 +101,91 @@ def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp
     assert "killer.mp4 was given up: a process was ended from outside" in capsys.readouterr().err
 
 
+def age(*files):
+    for file in files:
+        os.utime(file, (time.time() - 60,) * 2)
+
+
+def test_what_was_extracted_is_found_without_reading_it_again(tmp_path, make_video, monkeypatch):
+    videos = [make_video(f"{name}.mp4", seconds=0.3 + 0.1 * number) for number, name in enumerate("abc")]
+    age(*videos)
+    where = tmp_path / "frames", ExtractConfig()
+    before = extract_all(videos[:2], *where, workers=1)
+    seen = []
+    monkeypatch.setattr("training.common.digests.sha256", lambda *files: seen.extend(files) or sha256(*files))
+    frames = VideoFile.frames
+    monkeypatch.setattr(VideoFile, "frames", lambda source, **rest: seen.append(source.path) or frames(source, **rest))
+    assert extract_all(videos[:2], *where, workers=1) == before
+    assert seen == []
+    assert list(extract_all(videos, *where, workers=1))[:2] == list(before)
+    assert seen == [videos[2]] * 2
+
+
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path, make_video):
+    folder = tmp_path / "frames" / ExtractConfig().folder
+    folder.mkdir(parents=True)
+    old, young = folder / ".77.0123.zip", folder / ".78.0123.zip"
+    for file in (old, young):
+        file.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    (store,) = extract_all([make_video()], tmp_path / "frames", ExtractConfig(), workers=1)
+    assert sorted(folder.iterdir()) == sorted([young, store])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shards_are_parts_of_the_whole(tmp_path, make_video, count):
+    names = "abc"
+    for number, name in enumerate(names):
+        make_video(f"videos/{name}.mp4", seconds=0.3 + 0.1 * number)
+    parts = [
+        extract_all([tmp_path / "videos"], tmp_path / "frames", ExtractConfig(), workers=1, shard=(number, count))
+        for number in range(count)
+    ]
+    assert "".join(FrameStore(store).source[0] for part in parts for store in part) == names
+    turned = extract_all([tmp_path / "videos"], tmp_path / "other", ExtractConfig(), workers=1, turn=0.5)
+    assert [FrameStore(store).source[0] for store in turned] == [*names]
+
+
+def extract(videos, frames, *options, launcher=()):
+    words = [*launcher, "-m", "training.extract", videos, "--frames", frames, "--workers", "1", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, text=True, **pipes)
+
+
+def test_two_processes_share_a_folder_and_one_that_is_killed_goes_on(tmp_path, make_video):
+    for number in range(8):
+        make_video(f"videos/{number}.mp4", seconds=5 + number, fps=30, size=(320, 240))
+    age(*(tmp_path / "videos").iterdir())
+    folder = tmp_path / "frames" / ExtractConfig().folder
+    one, other = (extract(tmp_path / "videos", tmp_path / "frames", "--shard", f"{number}/2") for number in (0, 1))
+    while one.poll() is None and not list(folder.glob(f".{one.pid}.*.zip")):
+        time.sleep(0.01)
+    one.kill()
+    one.communicate()
+    assert "4 frame stores" in other.communicate()[0]
+    stores = sorted(folder.glob("[!.]*.zip"))
+    assert 4 <= len(stores) < 8
+    made = {store: store.stat().st_mtime_ns for store in stores}
+    out, err = extract(tmp_path / "videos", tmp_path / "frames").communicate()
+    assert "8 frame stores" in out, err
+    assert {store: store.stat().st_mtime_ns for store in stores} == made
+    assert sorted(FrameStore(store).source for store in folder.glob("[!.]*.zip")) == [f"{n}.mp4" for n in range(8)]
+
+
+def test_a_launchers_processes_share_the_videos_and_tell_of_all_that_fail(tmp_path, make_video):
+    for number in range(4):
+        make_video(f"videos/{number}.mp4", seconds=0.3 + 0.1 * number)
+    (tmp_path / "videos" / "3.mp4").write_bytes(b"damaged")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = extract(tmp_path / "videos", tmp_path / "frames", launcher=launcher)
+    _, err = process.communicate()
+    assert process.returncode
+    assert err.count("3.mp4 cannot be read as a video") == 1
+    assert len(list((tmp_path / "frames").rglob("[!.]*.zip"))) == 3
+    process = extract(tmp_path / "videos", tmp_path / "frames", "--skip-unreadable", launcher=launcher)
+    assert "3 frame stores" in process.communicate()[0]
+
+
 def test_bad_videos_are_named_when_the_others_are_done(tmp_path, make_video):
     make_video("videos/b.mp4")
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
@@ -145,6 +237,9 @@ def test_malformed_facts_of_a_store_are_refused(tmp_path, clip, change):
 
 
 def test_command(run_command, clip, tmp_path, capsys):
+    for shard in ("2/2", "x", "1"):
+        assert run_command(main, clip, "--shard", shard) == 2
+        assert "a shard is written 0/N to N-1/N" in capsys.readouterr().err
     assert run_command(main, clip, "--frames", tmp_path, "--fps", "4", "--workers", "1") is None
     assert "1 frame stores in" in capsys.readouterr().out
     assert "extract.fps must be positive" in run_command(main, clip, "--frames", tmp_path, "--fps", "-1")
