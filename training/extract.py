@@ -8,18 +8,15 @@ with `--shard 0/8` to `--shard 7/8`, on one machine or many, into one folder on 
 
 from __future__ import annotations
 
-import argparse
-import re
 from pathlib import Path
 
 from training.common import distributed
 from training.common.cache import frame_stores
-from training.common.commands import command_parser
-from training.common.machine import processors
-from training.data.extraction import extract_all
+from training.common.commands import command_parser, parse_shard
+from training.data.extraction import extract_together
 from training.data.frame_store import ExtractConfig
 from training.data.listing import describe
-from video_distilled_encoder.errors import InputError, command
+from video_distilled_encoder.errors import command
 from video_distilled_encoder.sources import look_for_sources
 from video_distilled_encoder.sources.options import add_source_options, asked_of
 
@@ -52,40 +49,18 @@ def main() -> None:
         parser.error(
             "--shard is for jobs that a launcher did not start; its processes share the recordings by themselves"
         )
-    count, error = 0, ""
-    try:
-        stores = extract_all(
-            args.paths,
-            args.frames,
-            config,
-            asked=asked,
-            workers=args.workers or max(1, processors() // world.local_size),
-            skip_unreadable=args.skip_unreadable,
-            shard=args.shard or (world.rank, world.size),
-        )
-        count = len(stores)
-    except InputError as failure:
-        error = str(failure)
-    # a process that fails would have its launcher end the others, who are at work
-    of_all = distributed.gather((count, error))
-    distributed.stop()
-    if not world.is_main:
-        return
-    if errors := [error for _, error in of_all if error]:
-        raise InputError("\n".join(dict.fromkeys(errors)))
-    print(f"{sum(count for count, _ in of_all)} frame stores in {args.frames / config.folder}")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Turn I/N into numbers.
-
-    Raises:
-        ArgumentTypeError: it is not written so, or I is not one of 0 to N - 1.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"a shard is written 0/N to N-1/N, got {text!r}")
-    return int(match[1]), int(match[2])
+    count = extract_together(
+        world,
+        args.paths,
+        args.frames,
+        config,
+        asked=asked,
+        workers=args.workers,
+        skip_unreadable=args.skip_unreadable,
+        shard=args.shard,
+    )
+    if world.is_main:
+        print(f"{count} frame stores in {args.frames / config.folder}")
 
 
 if __name__ == "__main__":

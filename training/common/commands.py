@@ -23,3 +23,15 @@ def parse_duration(text: str | float) -> float:
         raise ValueError(f"a time is written HH:MM:SS, got {text!r}")
     hours, minutes, seconds = (int(part) for part in text.split(":"))
     return hours * 3600.0 + minutes * 60 + seconds
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Turn I/N into numbers.
+
+    Raises:
+        ArgumentTypeError: it is not written so, or I is not one of 0 to N - 1.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"a shard is written 0/N to N-1/N, got {text!r}")
+    return int(match[1]), int(match[2])

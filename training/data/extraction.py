@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.common import stop
+from training.common import distributed, stop
+from training.common.distributed import World
 from training.common.machine import processors
 from training.data.frame_store import ExtractConfig, extract_source, find_store
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
@@ -100,6 +101,57 @@ def extract_all(
     # From the back, so that of a video given twice the first group stays.
     groups = {stores[video]: video.group for video in reversed(videos) if video in stores}
     return {stores[video]: groups[stores[video]] for video in videos if video in stores}
+
+
+def extract_together(
+    world: World,
+    paths: Sequence[Path],
+    root: Path,
+    config: ExtractConfig,
+    *,
+    asked: Asked | None = None,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    shard: tuple[int, int] | None = None,
+) -> int:
+    """Extract a part, or with the processes that a launcher started a part each; return how many stores there are.
+
+    Args:
+        world: the processes.
+        paths: as of `extract_all`, and so are the rest.
+        root: see there.
+        config: see there.
+        asked: see there.
+        workers: see there; 0 means one per processor, divided among the processes of a machine.
+        skip_unreadable: see there.
+        shard: see there; the rank among the processes if none is given.
+
+    Raises:
+        InputError: in the main process, of what failed in any, when all are done: a launcher ends the others where one
+            fails.
+    """
+    count, error = 0, ""
+    workers = workers or max(1, processors() // world.local_size)
+    try:
+        count = len(
+            extract_all(
+                paths,
+                root,
+                config,
+                asked=asked,
+                workers=workers,
+                skip_unreadable=skip_unreadable,
+                shard=shard or (world.rank, world.size),
+            )
+        )
+    except InputError as failure:
+        error = str(failure)
+    of_all = distributed.gather((count, error))
+    distributed.stop()
+    errors = dict.fromkeys(error for _, error in of_all if error)
+    if errors and world.is_main:
+        raise InputError("\n".join(errors))
+    return sum(count for count, _ in of_all)
 
 
 Result = tuple[Source, Callable[[], Path]]
