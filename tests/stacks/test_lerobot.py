@@ -16,7 +16,6 @@ from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 HERE = Path(__file__).parent
 REAL = importlib.util.find_spec("lerobot") is not None
-sys.path.insert(0, str(HERE))
 CAMERAS = ["observation.images.front", "observation.images.wrist"]
 SMALL = {
     "vde_act": {"dim_model": 16, "n_heads": 2, "dim_feedforward": 32, "n_encoder_layers": 1, "chunk_size": 8}

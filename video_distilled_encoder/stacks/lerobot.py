@@ -68,7 +68,7 @@ class VdeDiffusionConfig(Vision, DiffusionConfig):
 
 def _cameras(config: Any, load: bool, kind: type[Cameras] = Cameras) -> Cameras:
     """Return what a policy sees through, and note it in `config`; without `load` the weights are to come."""
-    if not load and config.encoder_config is None:
+    if not (load or config.encoder_config):
         raise InputError("the policy's config.json has no encoder_config, so it was saved by another policy")
     encoder = Encoder.from_pretrained(config.encoder) if load else rebuild(config.encoder_config)
     cameras = kind(encoder, config.freeze_encoder, config.image_size, config.crop_mode)
@@ -96,8 +96,7 @@ class _Saved:
 class VdeActPolicy(_Saved, ACTPolicy):
     """ACT whose image tokens are the encoder's patches, of all cameras in one pass."""
 
-    config_class = VdeActConfig
-    name = "vde_act"
+    config_class, name = VdeActConfig, "vde_act"
 
     def __init__(self, config: VdeActConfig, load_encoder: bool = True, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
@@ -124,8 +123,7 @@ class VdeActPolicy(_Saved, ACTPolicy):
 class VdeDiffusionPolicy(_Saved, DiffusionPolicy):
     """Diffusion Policy whose keypoints lie in the encoder's feature maps, of all cameras in one pass."""
 
-    config_class = VdeDiffusionConfig
-    name = "vde_diffusion"
+    config_class, name = VdeDiffusionConfig, "vde_diffusion"
 
     def __init__(self, config: VdeDiffusionConfig, load_encoder: bool = True, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
