@@ -117,11 +117,11 @@ def _is_file(path: Path) -> bool:
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sort paths by name, numbers by their value: frame2.jpg comes before frame10.jpg."""
-    return sorted(paths, key=lambda path: ([_counted(part) for part in path.parts], path))
+    return sorted(paths, key=lambda path: ([counted(part) for part in path.parts], path))
 
 
-def _counted(name: str) -> list[str | int]:
-    """Split a name into text and numbers, in turns."""
+def counted(name: str) -> list[str | int]:
+    """Split a name into text and numbers, in turns: what orders names as people count."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 

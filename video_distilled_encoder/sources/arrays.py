@@ -26,12 +26,14 @@ class ArrayEpisode(Counted):
 
     Args:
         length: number of pictures.
+        size: width and height of the pictures; (0, 0) of picture files.
         key: the array's name in its file.
         begin: its row with the first picture.
         flip: the pictures are upside down.
     """
 
     length: int
+    size: tuple[int, int]
     key: str
     begin: int = 0
     flip: bool = False
@@ -64,13 +66,19 @@ class ArrayEpisode(Counted):
         return np.ascontiguousarray(row[:: -1 if self.flip else 1, :, :3])
 
     def info(self) -> VideoInfo:
-        """Read the array's shape, or the header of the first picture file."""
-        with self.opened() as array:
-            if array.ndim == 4:
-                height, width = array.shape[1:3] if array.shape[-1] in (3, 4) else array.shape[2:4]
-                return VideoInfo(width, height, self.fps, self.length)
-            with self._named(", frame 0"), open_file(bytes(array[self.begin])) as image:
-                return VideoInfo(*image.size, self.fps, self.length)
+        """Return what the array's shape tells; of picture files, read the header of the first."""
+        if any(self.size):
+            return VideoInfo(*self.size, self.fps, self.length)
+        with self.opened() as array, self._named(", frame 0"), open_file(bytes(array[self.begin])) as image:
+            return VideoInfo(*image.size, self.fps, self.length)
+
+
+def size_of(array: Any) -> tuple[int, int]:
+    """Return width and height of an array's pictures; (0, 0) of picture files."""
+    if array.ndim != 4:
+        return 0, 0
+    height, width = array.shape[1:3] if array.shape[-1] in (3, 4) else array.shape[2:4]
+    return width, height
 
 
 def why_no_pictures(array: Any) -> str | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from video_distilled_encoder.errors import InputError, first_line, import_extra
-from video_distilled_encoder.files import natural_order, reading, sha256
-from video_distilled_encoder.sources.arrays import ArrayEpisode, why_no_pictures
+from video_distilled_encoder.files import counted, reading, sha256
+from video_distilled_encoder.sources.arrays import ArrayEpisode, size_of, why_no_pictures
 from video_distilled_encoder.sources.counted import WITHOUT_CLOCK
 from video_distilled_encoder.sources.pictures import why_left_out
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, Unreadable, begins_with, identity_of
@@ -66,9 +66,10 @@ def find(path: Path, asked: Asked) -> Found:
         flip = any(group.attrs.get("macros_image_convention") == "opengl" for group in (file, file.get("data", file)))
         lengths: dict[str, dict[str, int]] = defaultdict(dict)
         for view in views:
-            lengths[view.group][view.key] = len(file[view.key])
-            if view.group and "num_samples" in file[view.group].attrs:
-                lengths[view.group]["num_samples"] = int(file[view.group].attrs["num_samples"])
+            lengths[view.group][view.key] = view.length
+        for group, told in lengths.items():
+            if group and (samples := file[group].attrs.get("num_samples")) is not None:
+                told["num_samples"] = int(samples)
         return Found([_source(path, view, lengths[view.group], fps, flip, asked) for view in views], left_out)
 
 
@@ -79,35 +80,36 @@ class _View(NamedTuple):
     """Of the episode; "" if the file is one."""
     camera: str
     episode: int | None
+    length: int
+    size: tuple[int, int]
 
 
-def _view(path: Path, key: str) -> _View:
+def _view(path: Path, key: str, length: int, size: tuple[int, int]) -> _View:
     parts = key.split("/")
     place = next((number for number, part in enumerate(parts[:-1]) if _EPISODE.fullmatch(part)), -1)
     numbers = re.findall(r"\d+", parts[place] if place >= 0 else path.stem)
     camera = "/".join(part for part in parts[place + 1 :] if part not in _NO_CAMERA) or parts[-1]
-    return _View(key, "/".join(parts[: place + 1]), camera, int(numbers[-1]) if numbers else None)
+    episode = int(numbers[-1]) if numbers else None
+    return _View(key, "/".join(parts[: place + 1]), camera, episode, length, size)
 
 
 def _views(path: Path, file: Any, asked: Asked) -> tuple[list[_View], list[str]]:
     """Return the arrays whose pictures are read, and why others are not, a line a camera."""
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if hasattr(item, "chunks") else None)
     views: list[_View] = []
     left_out: dict[str, None] = {}
-    for key in map(str, natural_order(map(Path, names))):
-        why = why_no_pictures(file[key])
-        if why is None:
-            continue
-        view = _view(path, key)
-        why = (
-            "the same pictures, a step later" if "next_obs" in key else why or why_left_out(view.camera, asked.cameras)
-        )
-        if why:
+
+    def visit(key: str, item: Any) -> None:
+        if not hasattr(item, "chunks") or (why := why_no_pictures(item)) is None:
+            return
+        view = _view(path, key, item.shape[0], size_of(item))
+        step_later = "the same pictures, a step later" if "next_obs" in key else ""
+        if why := why or step_later or why_left_out(view.camera, asked.cameras):
             left_out[f"{path}, {view.camera}: {why}"] = None
         else:
             views.append(view)
-    return views, list(left_out)
+
+    file.visititems(visit)
+    return sorted(views, key=lambda view: counted(view.key)), list(left_out)
 
 
 def _source(path: Path, view: _View, lengths: dict[str, int], fps: float, flip: bool, asked: Asked) -> Source:
@@ -124,7 +126,8 @@ def _source(path: Path, view: _View, lengths: dict[str, int], fps: float, flip: 
         name,
         group,
         fps,
-        lengths[view.key],
+        view.length,
+        view.size,
         view.key,
         flip=flip,
         bgr=asked.bgr,

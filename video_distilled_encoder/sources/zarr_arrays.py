@@ -20,7 +20,7 @@ import numpy as np
 
 from video_distilled_encoder.errors import InputError, MissingExtra, first_line, import_extra
 from video_distilled_encoder.files import reading, sha256
-from video_distilled_encoder.sources.arrays import ArrayEpisode, why_no_pictures
+from video_distilled_encoder.sources.arrays import ArrayEpisode, size_of, why_no_pictures
 from video_distilled_encoder.sources.counted import WITHOUT_CLOCK
 from video_distilled_encoder.sources.pictures import why_left_out
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, Unreadable, begins_with, identity_of
@@ -115,20 +115,22 @@ def find(path: Path, asked: Asked) -> Found:
             if why:
                 found.left_out.append(f"{path}, {name}: {why}")
             elif why is not None:
-                arrays[name] = array.shape[0]
+                arrays[name] = array.shape[0], size_of(array)
     if not arrays and not found.left_out:
         found.left_out.append(f"{path}: no arrays of pictures")
     if arrays and asked.fps is None:
         found.left_out.append(f"{path}: {len(arrays)} arrays of pictures {WITHOUT_CLOCK}")
         return found
-    for name, length in arrays.items():
-        found.sources += _episodes(path, name, length, ends.tolist(), asked)
+    for name, (length, size) in arrays.items():
+        found.sources += _episodes(path, name, length, size, ends.tolist(), asked)
         if length > ends[-1]:
             found.left_out.append(f"{path}, {name}: {length - ends[-1]} pictures behind the last episode's end")
     return found
 
 
-def _episodes(path: Path, camera: str, length: int, ends: list[int], asked: Asked) -> Iterator[Source]:
+def _episodes(
+    path: Path, camera: str, length: int, size: tuple[int, int], ends: list[int], asked: Asked
+) -> Iterator[Source]:
     for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
         name, group = f"{path.name}/{camera}/episode_{number:06d}", f"{path}/{camera}"
         facts: dict[str, Any] = {"camera": camera, "episode": number}
@@ -139,7 +141,7 @@ def _episodes(path: Path, camera: str, length: int, ends: list[int], asked: Aske
             yield Unreadable(path, name, group, error, **facts)
         else:
             yield ZarrEpisode(
-                path, name, group, asked.fps or 0.0, end - begin, f"data/{camera}", begin, bgr=asked.bgr, **facts
+                path, name, group, asked.fps or 0.0, end - begin, size, f"data/{camera}", begin, bgr=asked.bgr, **facts
             )
 
 
