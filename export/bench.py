@@ -32,9 +32,9 @@ from export.versions import differences
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError, command, import_pyplot, warn
 from video_distilled_encoder.hub import find_model
-from video_distilled_encoder.preprocessing import check_size
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
+from video_distilled_encoder.tokens import check_size
 
 
 @command

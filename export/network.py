@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.preprocessing import plan_resize
 from video_distilled_encoder.resize import Bands, apply_bands, both_bands
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact, Camera
+from video_distilled_encoder.tokens import encode_tokens
 
 
 class Network(nn.Module):
@@ -28,16 +30,16 @@ class Network(nn.Module):
         dtype: of weights and of what is computed in between.
     """
 
-    positions: Tensor
     mean: Tensor
     std: Tensor
 
     def __init__(self, encoder: Encoder, artefact: Artefact, dtype: torch.dtype) -> None:
         super().__init__()
-        self.artefact, self.dtype = artefact, dtype
-        backbone = copy.deepcopy(encoder.backbone).eval()
+        self.artefact, self.dtype, self.tokens = artefact, dtype, encoder.tokens
         self.layers = {int(name.removeprefix(LAYER)): name for name in artefact.outputs if name.startswith(LAYER)}
-        self.register_buffer("positions", positions(encoder, artefact.size).to(dtype))
+        backbone: Any = copy.deepcopy(encoder.backbone).eval()
+        if artefact.size is not None:
+            fix_size(backbone, artefact.size)
         self.backbone = backbone.to(dtype)
         if dtype == torch.bfloat16:
             backbone.patch_embed.proj = _InFloat32(backbone.patch_embed.proj, dtype)
@@ -53,36 +55,22 @@ class Network(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.positions.device
+        return self.mean.device
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised pixels, or frames -> the artefact's outputs, in order."""
-        pixels = self.preprocess(inputs) if self.artefact.camera else inputs
-        patches = self.backbone.patch_embed(pixels.to(self.dtype))  # (B, h, w, C)
-        grid = patches.shape[1:3]
-        assert self.backbone.cls_token is not None
-        cls = self.backbone.cls_token.expand(patches.shape[0], -1, -1)
-        tokens = torch.cat([cls, patches.flatten(1, 2)], dim=1) + self.positions_of(grid)
-        tokens = self.backbone.norm_pre(tokens)
-        outputs = {}
-        for number, block in enumerate(self.backbone.blocks):
-            tokens = block(tokens)
-            if number in self.layers:
-                outputs[self.layers[number]] = self.backbone.norm(tokens)
-        tokens = self.backbone.norm(tokens)
-        outputs["cls"], outputs["patches"] = tokens[:, 0], tokens[:, 1:]
-        outputs["grid"] = outputs["patches"].transpose(1, 2).unflatten(2, grid)
+        pixels = (self.preprocess(inputs) if self.artefact.camera else inputs).to(self.dtype)
+        with _positions_by_products():
+            tokens, layers = encode_tokens(self.backbone, pixels, self.layers)
+        patches = self.tokens.patches(tokens)
+        outputs = {
+            "cls": self.tokens.pooled(self.backbone, tokens) if "cls" in self.artefact.outputs else None,
+            "patches": patches,
+            "grid": patches.transpose(1, 2).unflatten(2, self.tokens.grid((pixels.shape[2], pixels.shape[3]))),
+            "registers": self.tokens.register_tokens(tokens),
+            **{self.layers[number]: layer for number, layer in layers.items()},
+        }
         return tuple(outputs[name].float() for name in self.artefact.outputs)
-
-    def positions_of(self, grid: Sequence[int]) -> Tensor:
-        """Return the position embedding of a grid of patches, (1, 1 + N, C)."""
-        if self.artefact.size is not None:
-            return self.positions
-        side = self.backbone.patch_embed.grid_size
-        own = self.positions[:, 1:].unflatten(1, side).permute(0, 3, 1, 2)
-        rows, columns = (cubic_weights(have, want, own) for have, want in zip(side, grid, strict=True))
-        resampled = (rows @ own @ columns.T).flatten(2).transpose(1, 2)
-        return torch.cat([self.positions[:, :1], resampled], dim=1)
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """Uint8 frames in their layout -> (B, 3, H, W) normalised pixels, always in float32."""
@@ -111,15 +99,40 @@ class _InFloat32(nn.Module):
         return self.module(values.float()).to(self.dtype)
 
 
-def positions(encoder: Encoder, size: tuple[int, int] | None) -> Tensor:
-    """Return the position embedding, (1, 1 + N, C), resampled to `size` pixels if there is a fixed one."""
-    assert encoder.backbone.pos_embed is not None
-    embedding = encoder.backbone.pos_embed.detach().float()
-    prefix = 0 if encoder.backbone.no_embed_class else 1
-    if size:
-        grid, own = ([side // encoder.patch_size for side in sides] for sides in (size, encoder.image_size))
-        embedding = resample_abs_pos_embed(embedding, grid, own, num_prefix_tokens=prefix)
-    return embedding if prefix else F.pad(embedding, (0, 0, 1, 0))
+def fix_size(backbone: Any, size: tuple[int, int]) -> None:
+    """Resample a backbone's positions to images of (height, width) pixels, and leave it nothing to choose."""
+    backbone.set_input_size(img_size=size)
+    backbone.dynamic_img_size = False
+    backbone.patch_embed.flatten = True
+
+
+@contextmanager
+def _positions_by_products() -> Iterator[None]:
+    """Let timm resample positions, where the size is free, in operations every runtime knows."""
+    with (
+        patch.object(vision_transformer, "resample_abs_pos_embed", resample_positions),
+        patch.object(eva, "resample_abs_pos_embed", resample_positions),
+    ):
+        yield
+
+
+def resample_positions(
+    positions: Tensor, new_size: Sequence[int], old_size: Sequence[int], num_prefix_tokens: int = 1, **unused: Any
+) -> Tensor:
+    """Do what timm's `resample_abs_pos_embed` does, (1, P + N, C) -> (1, P + M, C), by matrix products.
+
+    Args:
+        positions: the embedding.
+        new_size: (rows, columns) of the patches, M; may be symbolic.
+        old_size: of the patches that the embedding was made for, N.
+        num_prefix_tokens: P, which stay as they are.
+        **unused: what timm passes besides.
+    """
+    prefix, own = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
+    own = own.unflatten(1, tuple(old_size)).permute(0, 3, 1, 2)
+    rows, columns = (cubic_weights(have, want, own) for have, want in zip(old_size, new_size, strict=True))
+    resampled = (rows @ own @ columns.T).flatten(2).transpose(1, 2)
+    return torch.cat([prefix, resampled], dim=1)
 
 
 def cubic_weights(source: int, target: int, like: Tensor) -> Tensor:

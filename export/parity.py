@@ -14,6 +14,7 @@ from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
 from video_distilled_encoder.runtimes.runtime import Runtime
+from video_distilled_encoder.tokens import tokens_after
 
 MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99, "int8": 0.98}
 """Least cosine similarity of any token, by precision."""
@@ -111,10 +112,9 @@ def run_reference(
     pixels = torch.cat([encoder.preprocess(image, size=size, crop_mode=crop_mode) for image in images])
     with torch.no_grad():
         outputs = encoder(pixels)._asdict()
-        layers = [int(name.removeprefix(LAYER)) for name in artefact.outputs if name.startswith(LAYER)]
-        for number, layer in zip(layers, encoder.intermediate_layers(pixels, layers) if layers else [], strict=True):
-            outputs[f"{LAYER}{number}"] = torch.cat([layer.cls[:, None], layer.patches], dim=1)
-    return outputs
+        numbers = [int(name.removeprefix(LAYER)) for name in artefact.outputs if name.startswith(LAYER)]
+        layers = tokens_after(encoder.backbone, pixels, numbers) if numbers else {}
+    return {**outputs, **{f"{LAYER}{number}": layer for number, layer in layers.items()}}
 
 
 def _tokens(name: str, output: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from video_distilled_encoder import Encoder, model_directory, runtimes
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.hub import find_model
-from video_distilled_encoder.preprocessing import bundled_photographs, check_size
+from video_distilled_encoder.preprocessing import bundled_photographs
 from video_distilled_encoder.runtimes import tensorrt as engines
-from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, SUFFIXES, Artefact, Camera, sidecar
+from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, REGISTERS, SUFFIXES, Artefact, Camera, sidecar
 from video_distilled_encoder.runtimes.runtime import Runtime
+from video_distilled_encoder.tokens import check_size
 
 FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino, "aoti": aoti, "tensorrt": tensorrt}
 FEW_IMAGES = 100
@@ -105,6 +106,8 @@ def export(
         outputs=tuple(outputs),
         embed_dim=encoder.embed_dim,
         patch_size=encoder.patch_size,
+        prefix=encoder.tokens.prefix,
+        has_cls=encoder.tokens.has_cls,
         mean=encoder.config.mean,
         std=encoder.config.std,
         interpolation=encoder.config.interpolation,
@@ -139,12 +142,16 @@ def check(artefact: Artefact, encoder: Encoder) -> None:
         raise InputError(
             f"a batch range is smallest:usual:largest, in this order and from 1; got {least}:{usual}:{most}"
         )
-    depth = len(encoder.backbone.blocks)
-    known_outputs = {*FEATURES, *(f"{LAYER}{number}" for number in range(depth))}
+    if encoder.tokens.only_size:
+        if artefact.size is None:
+            raise InputError("this family of encoders takes one size of image; export without --dynamic-size")
+        encoder.tokens.check(artefact.size)
+    depth, features = encoder.tokens.depth, (*FEATURES, *[REGISTERS][: encoder.tokens.registers])
+    known_outputs = {*features, *(f"{LAYER}{number}" for number in range(depth))}
     wrong = [name for name in artefact.outputs if name not in known_outputs]
     if wrong or not artefact.outputs or len(set(artefact.outputs)) < len(artefact.outputs):
         raise InputError(
-            f"outputs are one or more of {', '.join(FEATURES)}, {LAYER}0 … {LAYER}{depth - 1}, each once; "
+            f"outputs are one or more of {', '.join(features)}, {LAYER}0 … {LAYER}{depth - 1}, each once; "
             f"got {', '.join(artefact.outputs) or 'none'}"
         )
 
@@ -243,7 +250,7 @@ def write(job: Job, artefact: Artefact, path: Path) -> tuple[Artefact, Runtime]:
 
 def measure_layers(job: Job, artefact: Artefact, images: list[Tensor]) -> dict[str, parity.Parity]:
     """Export once more with every block as an output, and compare these."""
-    depth = len(job.encoder.backbone.blocks)
+    depth = job.encoder.tokens.depth
     every = dataclasses.replace(artefact, outputs=tuple(f"{LAYER}{number}" for number in range(depth)))
     with tempfile.TemporaryDirectory() as folder:
         _, runtime = write(job, every, Path(folder) / f"layers{SUFFIXES[artefact.format]}")

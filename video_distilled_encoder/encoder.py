@@ -5,18 +5,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import HfApi
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.hub import find_model
-from video_distilled_encoder.model_config import ModelConfig, image_size
-from video_distilled_encoder.preprocessing import Images, check_size, preprocess
+from video_distilled_encoder.model_config import ModelConfig
+from video_distilled_encoder.preprocessing import Images, preprocess
+from video_distilled_encoder.tokens import TokenLayout, encode_tokens, image_size, tokens_after
 
 # B = batch (any leading dimensions), N = patches = h * w, C = embed_dim, h = H / patch_size, w = W / patch_size
 
@@ -25,24 +25,28 @@ class EncoderOutput(NamedTuple):
     """Features of a batch of images, all after the final norm."""
 
     cls: Tensor
-    """(B, C) class token."""
+    """(B, C) class token. Of a model that has none: what its own pooling makes of all tokens (SigLIP's by attention,
+    others' mean), and after an earlier block the mean of the patches."""
     patches: Tensor
     """(B, N, C) patch tokens, row-major."""
     grid: Tensor
     """(B, C, h, w) the patch tokens as a feature map (a view, no copy)."""
+    registers: Tensor
+    """(B, R, C) registers; R is 0 for a model that has none, and for an export that does not hold them."""
 
 
 class Encoder(nn.Module):
     """A single-image vision transformer with its preprocessing.
 
     Args:
-        backbone: timm's VisionTransformer, as `ModelConfig.build_backbone` makes it.
+        backbone: one of timm's vision transformers, as `ModelConfig.build_backbone` makes it.
         config: what the backbone was trained with.
         card: the model card, kept for `save_pretrained`.
     """
 
-    def __init__(self, backbone: VisionTransformer, config: ModelConfig | None = None, card: str | None = None) -> None:
+    def __init__(self, backbone: nn.Module, config: ModelConfig | None = None, card: str | None = None) -> None:
         super().__init__()
+        self.tokens = TokenLayout.of(backbone)
         self.backbone = backbone
         self.config = config or ModelConfig()
         self.card = card
@@ -90,12 +94,12 @@ class Encoder(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Width C of the tokens."""
-        return self.backbone.embed_dim
+        return self.tokens.width
 
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
-        return self.backbone.patch_embed.patch_size[0]
+        return self.tokens.patch_size
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -120,13 +124,14 @@ class Encoder(nn.Module):
                 multiples of the patch size.
 
         Returns:
-            Class token, patch tokens and grid with the same leading dimensions.
+            Class token, patch tokens, grid and registers with the same leading dimensions.
 
         Raises:
             InputError: the shape does not fit; the message names the two nearest good sizes.
         """
         pixels, lead = self._flatten(pixel_values)
-        return self._split(self.backbone.forward_features(pixels), lead, pixels.shape[-2:])
+        tokens, _ = encode_tokens(self.backbone, pixels)
+        return self._split(tokens, self.tokens.pooled(self.backbone, tokens), lead, pixels.shape[-2:])
 
     def intermediate_layers(
         self, pixel_values: Tensor, n: int | Sequence[int] = 1, norm: bool = True
@@ -141,23 +146,14 @@ class Encoder(nn.Module):
         Raises:
             InputError: there is no such block, or the shape does not fit.
         """
-        depth = len(self.backbone.blocks)
+        depth = self.tokens.depth
         blocks = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
         if not blocks or min(blocks) < 0 or max(blocks) >= depth:
             raise InputError(f"n={n!r} asks for blocks that are not there; the encoder has blocks 0 to {depth - 1}")
         pixels, lead = self._flatten(pixel_values)
-        layers: Any = self.backbone.forward_intermediates(
-            pixels,
-            indices=sorted(set(blocks)),
-            return_prefix_tokens=True,
-            norm=norm,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        found = dict(zip(sorted(set(blocks)), layers, strict=True))
-        tokens = [torch.cat([found[block][1], found[block][0]], dim=1) for block in blocks]
-        return [self._split(of_block, lead, pixels.shape[-2:]) for of_block in tokens]
+        found = tokens_after(self.backbone, pixels, blocks, norm=norm)
+        layers = [found[block] for block in blocks]
+        return [self._split(tokens, self.tokens.cls(tokens), lead, pixels.shape[-2:]) for tokens in layers]
 
     @torch.no_grad()
     def encode(
@@ -261,18 +257,18 @@ class Encoder(nn.Module):
             raise InputError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
         if 0 in pixel_values.shape:
             raise InputError(f"pixel_values hold no image: their shape is {tuple(pixel_values.shape)}")
-        check_size((pixel_values.shape[-2], pixel_values.shape[-1]), self.patch_size)
+        self.tokens.check((pixel_values.shape[-2], pixel_values.shape[-1]))
         if pixel_values.ndim == 4:
             return pixel_values, tuple(pixel_values.shape[:1])
         return pixel_values.flatten(0, -4), tuple(pixel_values.shape[:-3])
 
-    def _split(self, tokens: Tensor, lead: tuple[int, ...], size: Sequence[int]) -> EncoderOutput:
-        """(B, 1 + N, C) -> class token, patches and grid, with the leading dimensions of the input."""
+    def _split(self, tokens: Tensor, cls: Tensor, lead: tuple[int, ...], size: Sequence[int]) -> EncoderOutput:
+        """(B, P + N, C) and (B, C) -> features with the leading dimensions of the input."""
         if len(lead) > 1:
-            tokens = tokens.unflatten(0, lead)
-        cls, patches = tokens[..., 0, :], tokens[..., 1:, :]
-        grid = patches.transpose(-1, -2).unflatten(-1, (size[0] // self.patch_size, size[1] // self.patch_size))
-        return EncoderOutput(cls, patches, grid)
+            tokens, cls = tokens.unflatten(0, lead), cls.unflatten(0, lead)
+        patches = self.tokens.patches(tokens)
+        grid = patches.transpose(-1, -2).unflatten(-1, self.tokens.grid((size[0], size[1])))
+        return EncoderOutput(cls, patches, grid, self.tokens.register_tokens(tokens))
 
 
 _DEFAULT_CARD = """---

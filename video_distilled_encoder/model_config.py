@@ -9,19 +9,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
-import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from video_distilled_encoder.errors import InputError, first_line
+from video_distilled_encoder.tokens import TokenLayout, image_size
 
 CROP_MODES = ("center", "squash")
 """Ways to fit an image to any size."""
-_BACKBONE_ARGUMENTS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"}
+_BACKBONE_ARGUMENTS = {
+    name for family in (VisionTransformer, Eva, Beit) for name in inspect.signature(family.__init__).parameters
+} - {"self"}
+"""What `model_args` may hold: timm's function that builds networks takes more, such as files to load."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The facts of `config.json`, which timm and transformers each read in their own dialect.
+    """The facts of `config.json`, which timm reads, and transformers by way of timm.
 
     Raises:
         InputError: a value is not usable, when the object is made.
@@ -30,7 +36,7 @@ class ModelConfig:
     architecture: str = "vit_small_patch16_224"
     """A timm model name."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of timm's VisionTransformer that differ from the architecture's."""
+    """Arguments of timm's class that differ from the architecture's."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the RGB channels, in [0, 1]; ImageNet's by default, as in the papers."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -47,7 +53,9 @@ class ModelConfig:
             raise InputError(f"timm has no architecture {self.architecture!r}; see timm.list_models('vit*')")
         unknown = set(self.model_args) - _BACKBONE_ARGUMENTS
         if unknown:
-            raise InputError(f"model_args {sorted(unknown)} are not arguments of timm's VisionTransformer; remove them")
+            raise InputError(
+                f"model_args {sorted(unknown)} are not arguments of timm's vision transformers; remove them"
+            )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
@@ -59,31 +67,29 @@ class ModelConfig:
         if self.crop_mode not in CROP_MODES:
             raise InputError(f"crop_mode must be center or squash, got {self.crop_mode!r}")
 
-    def build_backbone(self, **overrides: Any) -> VisionTransformer:
-        """Build the backbone with random weights: no classifier, any input size that is a multiple of the patch size.
+    def build_backbone(self, **overrides: Any) -> Any:
+        """Build the backbone with random weights: no classifier, and of every size that its family allows.
 
         Args:
-            **overrides: arguments of timm's VisionTransformer that go before those of `model_args`.
+            **overrides: arguments of timm's class that go before those of `model_args`.
 
         Raises:
-            InputError: the architecture is not a plain ViT (one class token, no registers), or timm does not build it
-                with these arguments.
+            InputError: the architecture is no vision transformer, or timm does not build it with these arguments.
         """
         arguments = {**self.model_args, "dynamic_img_size": True, **overrides, "num_classes": 0}
         try:
-            backbone = timm.create_model(self.architecture, pretrained=False, **arguments)
+            backbone = _build(self.architecture, arguments)
         except Exception as error:  # wrong arguments fail in their own ways, as by a ZeroDivisionError
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(
                 f"timm cannot build {self.architecture} with model_args {dict(self.model_args)} ({reason}); mend them"
             ) from error
-        if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
-            raise InputError(f"{self.architecture} is not a plain vision transformer (a class token, no registers)")
+        TokenLayout.of(backbone)
         return backbone
 
     @classmethod
     def from_json(cls, config: Any) -> ModelConfig:
-        """Read timm's dialect of `config.json`; older ones are flat, and have no `pretrained_cfg` in them.
+        """Read timm's `config.json`; older ones are flat, and have no `pretrained_cfg` in them.
 
         Raises:
             InputError: it names no timm architecture, or holds a value that is not usable.
@@ -105,15 +111,17 @@ class ModelConfig:
             raise InputError(f"crop_mode squash keeps the whole image, so crop_pct must be 1, got {read.crop_pct}")
         return read
 
-    def timm_json(self, backbone: VisionTransformer) -> dict[str, Any]:
-        """Return timm's dialect, with no `num_classes` in model_args, as timm writes it: `AutoModel` refuses that."""
+    def to_json(self, backbone: nn.Module) -> dict[str, Any]:
+        """Return what timm reads, with no `num_classes` in model_args, as timm writes it: `AutoModel` refuses that."""
         height, width = image_size(backbone)
+        network: Any = backbone
+        dynamic = {"dynamic_img_size": True} if hasattr(network, "dynamic_img_size") else {}
         return {
             "architecture": self.architecture,
             "num_classes": 0,
-            "num_features": backbone.num_features,
-            "global_pool": "token",
-            "model_args": {**self.model_args, "dynamic_img_size": True},
+            "num_features": network.num_features,
+            "global_pool": network.global_pool,
+            "model_args": {**self.model_args, **dynamic},
             "pretrained_cfg": {
                 "input_size": [3, height, width],
                 "fixed_input_size": True,
@@ -129,52 +137,13 @@ class ModelConfig:
             },
         }
 
-    def transformers_json(self, backbone: VisionTransformer, dtype: torch.dtype, weights_file: str) -> dict[str, Any]:
-        """Return transformers' dialect, of `Dinov2Model`: a ViT whose layer scales are ones."""
-        block: Any = backbone.blocks[0]
-        return {
-            "model_type": "dinov2",
-            "architectures": ["Dinov2Model"],
-            "hidden_size": backbone.embed_dim,
-            "num_hidden_layers": len(backbone.blocks),
-            "num_attention_heads": block.attn.num_heads,
-            "mlp_ratio": block.mlp.fc1.out_features // backbone.embed_dim,
-            "layer_norm_eps": block.norm1.eps,
-            "image_size": image_size(backbone)[0],
-            "patch_size": backbone.patch_embed.patch_size[0],
-            "qkv_bias": block.attn.qkv.bias is not None,
-            "layerscale_value": 1.0,
-            "use_mask_token": False,
-            "dtype": str(dtype).removeprefix("torch."),
-            "out_indices": [len(backbone.blocks)],
-            "transformers_weights": weights_file,
-        }
 
-    def preprocessor_json(self, backbone: VisionTransformer) -> dict[str, Any]:
-        """Return transformers' image processor: the shorter side resized to size / crop_pct, then a centre crop.
-
-        Or, with the crop_mode squash, the whole image resized.
-        """
-        height, width = image_size(backbone)
-        whole = self.crop_mode == "squash"
-        shorter = {"shortest_edge": math.floor(height / self.crop_pct)}
-        return {
-            "image_processor_type": "BitImageProcessor",
-            "do_resize": True,
-            "size": {"height": height, "width": width} if whole else shorter,
-            "resample": {"bilinear": 2, "bicubic": 3}[self.interpolation],
-            "do_center_crop": not whole,
-            "crop_size": {"height": height, "width": width},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "do_convert_rgb": True,
-        }
-
-
-def image_size(backbone: VisionTransformer) -> tuple[int, int]:
-    """Return the (height, width) in pixels that the position embedding was made for."""
-    height, width = backbone.patch_embed.img_size
-    return height, width
+def _build(architecture: str, arguments: dict[str, Any]) -> nn.Module:
+    """Build a network of timm, of one size only if its family knows no other (BEiT)."""
+    try:
+        return timm.create_model(architecture, pretrained=False, **arguments)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+    fixed = {name: value for name, value in arguments.items() if name != "dynamic_img_size"}
+    return timm.create_model(architecture, pretrained=False, **fixed)

@@ -1,12 +1,10 @@
 """The model directory: one folder that timm, transformers and `Encoder.from_pretrained` load with the same numbers.
 
 ```
-config.json                      both dialects: timm's architecture and transformers' Dinov2
-model.safetensors                weights under timm's names
-model_transformers.safetensors   the same weights under transformers' names
-preprocessor_config.json         transformers' image processor
-SHA256SUMS                       checksums of the files above, as `sha256sum -c` reads them
-README.md                        the model card
+config.json         timm's architecture and preprocessing; transformers reads it by way of timm
+model.safetensors   weights under timm's names
+SHA256SUMS          checksums of the files above, as `sha256sum -c` reads them
+README.md           the model card
 ```
 """
 
@@ -22,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder.errors import InputError, warn
@@ -31,8 +28,6 @@ from video_distilled_encoder.model_config import ModelConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-TRANSFORMERS_WEIGHTS = "model_transformers.safetensors"
-PREPROCESSOR = "preprocessor_config.json"
 CHECKSUMS = "SHA256SUMS"
 CARD = "README.md"
 
@@ -40,19 +35,8 @@ _CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 _COMPILED = "_orig_mod."
 """What torch.compile puts before the names of what it wraps."""
 
-# timm's module -> transformers' module; the attention's qkv is split and the layer scales are handled apart.
-_TRANSFORMERS_MODULES = {
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm1": "norm1",
-    "attn.proj": "attention.output.dense",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "norm": "layernorm",
-}
 
-
-def read(directory: Path) -> tuple[VisionTransformer, ModelConfig]:
+def read(directory: Path) -> tuple[nn.Module, ModelConfig]:
     """Load the backbone (in eval mode, its weights as stored) and the configuration of a model directory.
 
     Raises:
@@ -78,12 +62,11 @@ def read(directory: Path) -> tuple[VisionTransformer, ModelConfig]:
 
 def write(
     directory: Path,
-    backbone: VisionTransformer,
+    backbone: nn.Module,
     config: ModelConfig,
     *,
     card: str,
     dtype: torch.dtype = torch.float32,
-    transformers: bool = True,
 ) -> None:
     """Write `backbone` as a model directory; nothing is left behind if that fails.
 
@@ -93,29 +76,19 @@ def write(
         config: what the weights were trained with.
         card: the text of README.md.
         dtype: floating-point type of the stored weights.
-        transformers: also write the weights under transformers' names. Without, the directory is half as large and
-            loads in timm and in `Encoder.from_pretrained`.
 
     Raises:
-        InputError: the backbone is not what `config` describes, is sharded or has LoRA layers, has tensors that
-            transformers' Dinov2Model has not, or the place cannot be written.
+        InputError: the backbone is not what `config` describes, is sharded or has LoRA layers, or the place cannot be
+            written.
     """
     backbone = _plain(backbone, config)
     state = {
         name.replace(_COMPILED, ""): tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in backbone.state_dict().items()
     }
-    files = {CONFIG: config.timm_json(backbone)}
-    weights = {WEIGHTS: state}
-    if transformers:
-        files[CONFIG] |= config.transformers_json(backbone, dtype, TRANSFORMERS_WEIGHTS)
-        files[PREPROCESSOR] = config.preprocessor_json(backbone)
-        weights[TRANSFORMERS_WEIGHTS] = to_transformers(state)
     with atomic_directory(directory) as staging:
-        for name, content in files.items():
-            write_json(staging / name, content)
-        for name, tensors in weights.items():
-            save_file(tensors, staging / name, metadata={"format": "pt"})
+        write_json(staging / CONFIG, config.to_json(backbone))
+        save_file(state, staging / WEIGHTS, metadata={"format": "pt"})
         sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir())]
         (staging / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
         (staging / CARD).write_text(card, encoding="utf-8")
@@ -147,41 +120,13 @@ def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
-def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename timm's ViT tensors to those of transformers' `Dinov2Model`: qkv is split, layer scales are written out.
-
-    Raises:
-        InputError: a tensor has no counterpart there.
-    """
-    renamed = {
-        "embeddings.cls_token": state["cls_token"],
-        "embeddings.position_embeddings": state["pos_embed"],
-    }
-    for name in state.keys() - {"cls_token", "pos_embed"}:
-        path, _, kind = name.rpartition(".")
-        block, module = "", path
-        if path.startswith("blocks."):
-            number, module = path.removeprefix("blocks.").split(".", 1)
-            block = f"encoder.layer.{number}."
-        if module == "attn.qkv":
-            for part, chunk in zip(("query", "key", "value"), state[name].chunk(3), strict=True):
-                renamed[f"{block}attention.attention.{part}.{kind}"] = chunk.clone()
-        elif module in _TRANSFORMERS_MODULES:
-            renamed[f"{block}{_TRANSFORMERS_MODULES[module]}.{kind}"] = state[name]
-        else:
-            raise InputError(f"{name} has no counterpart in transformers' Dinov2Model; save with transformers=False")
-        if module in ("norm1", "norm2") and kind == "weight":
-            renamed[f"{block}layer_scale{module[-1]}.lambda1"] = torch.ones_like(state[name])
-    return renamed
-
-
-def _plain(backbone: nn.Module, config: ModelConfig) -> VisionTransformer:
+def _plain(backbone: nn.Module, config: ModelConfig) -> nn.Module:
     """Return a backbone without torch.compile's wrapper, if it is what a configuration describes.
 
     Raises:
         InputError: it is not.
     """
-    plain = getattr(backbone, _COMPILED.removesuffix("."), backbone)
+    plain: nn.Module = getattr(backbone, _COMPILED.removesuffix("."), backbone)
     state = plain.state_dict()
     if any(hasattr(tensor, "full_tensor") for tensor in state.values()):  # a DTensor
         raise InputError(
@@ -192,12 +137,13 @@ def _plain(backbone: nn.Module, config: ModelConfig) -> VisionTransformer:
         raise InputError(
             "the encoder has LoRA layers; merge them, by peft's merge_and_unload(), and save what it gives"
         )
-    if not isinstance(plain, VisionTransformer):
-        raise InputError(
-            f"the backbone is a {type(plain).__name__}; take timm's VisionTransformer out of it to save it"
-        )
     with torch.device("meta"):
         described = config.build_backbone()
+    if not isinstance(plain, type(described)):
+        raise InputError(
+            f"the backbone is timm's {type(plain).__name__}, not the {type(described).__name__} of its configuration "
+            f"({config.architecture}); give Encoder(backbone, config) the ModelConfig that it was built with"
+        )
     here, there = _facts(plain), _facts(described)
     if different := [name for name in {**there, **here} if here.get(name) != there.get(name)]:
         name = different[0]
@@ -208,7 +154,7 @@ def _plain(backbone: nn.Module, config: ModelConfig) -> VisionTransformer:
     return plain
 
 
-def _facts(backbone: VisionTransformer) -> dict[str, object]:
+def _facts(backbone: nn.Module) -> dict[str, object]:
     """Return what makes a backbone's features besides the values of its weights."""
     blocks: Any = backbone.blocks
     return {

@@ -22,6 +22,7 @@ from torch import Tensor
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.resize import resize_and_crop
+from video_distilled_encoder.tokens import check_size
 
 Images: TypeAlias = Any
 """A path | PIL image | (..., H, W, 3) array | (..., 3, H, W) tensor, or a (nested) list of them."""
@@ -271,17 +272,6 @@ def plan_resize(
     if height * scaled[1] <= width * scaled[0]:
         return (scaled[0], max(int(scaled[0] * width / height), target[1])), target
     return (max(int(scaled[1] * height / width), target[0]), scaled[1]), target
-
-
-def check_size(size: tuple[int, int], multiple: int) -> None:
-    """Raise InputError, naming the nearest good sizes, unless height and width are positive multiples of `multiple`."""
-    for name, side in zip(("height", "width"), size, strict=True):
-        if side < multiple or side % multiple:
-            lower = max(side // multiple, 1) * multiple
-            upper = max(side // multiple + 1, 2) * multiple
-            raise InputError(
-                f"{name} {side} is not a multiple of the patch size {multiple}; nearest: {lower} and {upper}"
-            )
 
 
 def _nearest(side: float, multiple: int) -> int:

@@ -159,5 +159,7 @@ def test_wrapped_encoders_say_what_to_do(shallow, tmp_path):
     shallow.backbone.norm.weight = weight
     shallow.backbone.blocks[0].attn.proj = Lora(shallow.backbone.blocks[0].attn.proj)
     assert "has LoRA layers; merge them" in refused(shallow, tmp_path)
-    other = Encoder(nn.Sequential(SHALLOW.build_backbone()), SHALLOW)
-    assert "the backbone is a Sequential; take timm's VisionTransformer out of it" in refused(other, tmp_path)
+    with pytest.raises(InputError, match="Sequential is not one of timm's vision transformers"):
+        Encoder(nn.Sequential(SHALLOW.build_backbone()), SHALLOW)
+    other = Encoder(ModelConfig("vit_small_patch16_dinov3", {"depth": 1}).build_backbone(), SHALLOW)
+    assert "the backbone is timm's Eva, not the VisionTransformer of its configuration" in refused(other, tmp_path)

@@ -30,7 +30,7 @@ class HeldEncoder:
         if isinstance(images, BaseException):
             raise images
         pixels = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-        return EncoderOutput(pixels, pixels, pixels)
+        return EncoderOutput(pixels, pixels, pixels, pixels[:0])
 
     def wait_until_busy(self):
         assert self.started.acquire(timeout=LONG)
@@ -261,7 +261,7 @@ def test_an_error_leaves_the_iteration_that_may_be_begun_anew(stream, held):
 def test_many_threads_lose_and_repeat_nothing():
     class Echo:
         def encode(self, images):
-            return EncoderOutput(images, images, images)
+            return EncoderOutput(images, images, images, images[:0])
 
     def produce():
         for _ in range(500):

@@ -48,7 +48,8 @@ class EncoderModel(Model):
         self.encoder = encoder.to(device).eval()
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-        found = self.encoder.intermediate_layers(pixels.to(self.encoder.dtype), n=layers)
+        pixels = pixels.to(self.encoder.dtype)
+        found = [self.encoder(pixels)] if layers == 1 else self.encoder.intermediate_layers(pixels, n=layers)
         return torch.cat([layer.cls for layer in found], dim=1), torch.cat([layer.grid for layer in found], dim=1)
 
 

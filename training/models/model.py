@@ -72,7 +72,7 @@ class Model(ABC):
             images, self.config, size=size, crop_mode=crop_mode, multiple=self.patch_size, device=self.device
         )
         cls, grid = self._features(pixels, layers)
-        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
+        return _output(cls, grid)
 
     @torch.no_grad()
     def features(self, pixels: Tensor, config: ModelConfig, size: tuple[int, int]) -> EncoderOutput:
@@ -98,7 +98,7 @@ class Model(ABC):
             )
         )
         cls, grid = self._features(pixels * factor + summand, 1)
-        return EncoderOutput(cls.float(), grid.flatten(2).mT.float(), grid.float())
+        return _output(cls, grid)
 
     def to(self, device: torch.device) -> None:
         """Move the network."""
@@ -115,3 +115,9 @@ class Model(ABC):
 def _renormalise(mean: float, std: float, new_mean: float, new_std: float) -> tuple[float, float]:
     """Return factor and summand that turn (x - mean) / std into (x - new_mean) / new_std."""
     return std / new_std, (mean - new_mean) / new_std
+
+
+def _output(cls: Tensor, grid: Tensor) -> EncoderOutput:
+    """Return features in float32; registers are not asked for."""
+    patches = grid.flatten(2).mT.float()
+    return EncoderOutput(cls.float(), patches, grid.float(), patches[:, :0])

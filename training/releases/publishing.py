@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from huggingface_hub import HfApi, ModelCard
-from torch import Tensor
 
 from training.common.json_files import read_facts
 from training.engine.log import read_log
@@ -25,6 +24,7 @@ from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.tokens import encode_tokens
 
 MIN_COSINE = 0.9999
 _NEEDED = "the card needs its facts"
@@ -71,11 +71,11 @@ def publish(run: Path, template: Path, results: Path, out: Path, *, draft: bool 
     half = Encoder.from_pretrained(run / "encoder", dtype=torch.float16)
     with tempfile.TemporaryDirectory() as folder:
         staging = Path(folder) / "release"
-        model_directory.write(staging, half.backbone, half.config, card="", dtype=torch.float16, transformers=False)
+        model_directory.write(staging, half.backbone, half.config, card="", dtype=torch.float16)
         cosine = check(encoder, staging)
         of = Weights(out.name, model_directory.weights_sha256(staging))
         card = render(template, results, run, of, draft=draft)
-    model_directory.write(out, half.backbone, half.config, card=card, dtype=torch.float16, transformers=False)
+    model_directory.write(out, half.backbone, half.config, card=card, dtype=torch.float16)
     picture = picture_of(out.name)
     if (run / picture).is_file():
         shutil.copyfile(run / picture, out / picture)
@@ -232,13 +232,13 @@ def check(encoder: Encoder, release: Path) -> float:
     pixels = encoder.preprocess(bundled_photographs())
     loaded = Encoder.from_pretrained(release)
     in_timm: Any = timm.create_model(f"local-dir:{release}", pretrained=True).eval()
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        loaded.save_pretrained(folder + "/full")
-        expected = _tokens(encoder, pixels)
+    in_transformers = transformers.AutoModel.from_pretrained(release, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected, _ = encode_tokens(encoder.backbone, pixels)
         found = {
-            "video_distilled_encoder": _tokens(loaded, pixels),
+            "video_distilled_encoder": encode_tokens(loaded.backbone, pixels)[0],
             "timm": in_timm.forward_features(pixels),
-            "transformers": transformers.AutoModel.from_pretrained(folder + "/full").eval()(pixels).last_hidden_state,
+            "transformers": in_transformers(pixels).last_hidden_state,
         }
     for name, tokens in found.items():
         if not torch.allclose(tokens, found["video_distilled_encoder"], atol=1e-4):
@@ -247,8 +247,3 @@ def check(encoder: Encoder, release: Path) -> float:
     if not cosine >= MIN_COSINE:
         raise InputError(f"half precision changes the features: smallest cosine of a token {cosine:.6f}")
     return cosine
-
-
-def _tokens(encoder: Encoder, pixels: Tensor) -> Tensor:
-    out = encoder(pixels)
-    return torch.cat([out.cls[:, None], out.patches], dim=1)

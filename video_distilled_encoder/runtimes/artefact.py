@@ -26,6 +26,7 @@ from video_distilled_encoder.model_config import CROP_MODES, ModelConfig
 PIXELS = "pixel_values"
 FRAMES = "frames"
 FEATURES = ("cls", "patches", "grid")
+REGISTERS = "registers"
 LAYER = "layer_"
 """Beginning of the name of a block's output; its number, counted from 0, follows."""
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "aoti": ".pt2", "tensorrt": ".engine"}
@@ -73,8 +74,8 @@ class Artefact:
     camera: Camera | None
     """None: the input is normalised pixels."""
     outputs: tuple[str, ...]
-    """Of cls (B, C), patches (B, N, C), grid (B, C, h, w), layer_I (B, 1 + N, C): the class and patch tokens after
-    block I, all after the final norm."""
+    """Of cls (B, C), patches (B, N, C), grid (B, C, h, w), registers (B, R, C), layer_I (B, P + N, C): all tokens after
+    block I; all after the final norm."""
     embed_dim: int
     patch_size: int
     mean: tuple[float, float, float]
@@ -91,6 +92,10 @@ class Artefact:
     """Names and SHA-256 of the files of the export."""
     made_for: Mapping[str, str] = field(default_factory=dict)
     """What the machine must be like; see `machine`."""
+    prefix: int = 1
+    """P, tokens before those of the patches."""
+    has_cls: bool = True
+    """Whether the first of them is a class token."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the reader: source model, parity, latency, versions."""
     schema: int = SCHEMA
@@ -123,7 +128,9 @@ class Artefact:
             return batch, self.embed_dim
         if name == "grid":
             return batch, self.embed_dim, height, width
-        return batch, height * width + (name != "patches"), self.embed_dim
+        if name == REGISTERS:
+            return batch, self.prefix - self.has_cls, self.embed_dim
+        return batch, height * width + (0 if name == "patches" else self.prefix), self.embed_dim
 
     def write(self, path: Path) -> None:
         """Write the facts as JSON."""
@@ -179,9 +186,13 @@ class Artefact:
         camera = (self.camera.height, self.camera.width) if self.camera else ()
         if min(*self.default_size, *(self.size or ()), *self.batch, *camera, self.embed_dim, self.patch_size) < 1:
             raise ValueError("its sizes are not all positive")
+        if self.prefix < self.has_cls:
+            raise ValueError(f"its tokens before the patches are {self.prefix}")
         if not self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise ValueError(f"its batches {self.batch} are not in order")
-        unknown = [name for name in self.outputs if not re.fullmatch(rf"{'|'.join(FEATURES)}|{LAYER}\d+", name)]
+        unknown = [
+            name for name in self.outputs if not re.fullmatch(rf"{'|'.join(FEATURES)}|{REGISTERS}|{LAYER}\d+", name)
+        ]
         if unknown or not self.outputs:
             raise ValueError(f"its outputs are {', '.join(self.outputs) or 'none'}")
         if self.camera and (self.camera.layout not in LAYOUTS or self.camera.crop_mode not in CROP_MODES):
