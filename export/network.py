@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from timm.layers import pos_embed_sincos
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
@@ -40,6 +41,9 @@ class Network(nn.Module):
         backbone: Any = copy.deepcopy(encoder.backbone).eval()
         if artefact.size is not None:
             fix_size(backbone, artefact.size)
+        for module in backbone.modules():
+            if hasattr(module, "relative_position_bias_table"):  # BEiT: torch cannot decompose fused attention with these
+                module.fused_attn = False
         self.backbone = backbone.to(dtype)
         if dtype == torch.bfloat16:
             backbone.patch_embed.proj = _InFloat32(backbone.patch_embed.proj, dtype)
@@ -60,7 +64,7 @@ class Network(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised pixels, or frames -> the artefact's outputs, in order."""
         pixels = (self.preprocess(inputs) if self.artefact.camera else inputs).to(self.dtype)
-        with _positions_by_products():
+        with _traceable_positions():
             tokens, layers = encode_tokens(self.backbone, pixels, self.layers)
         patches = self.tokens.patches(tokens)
         outputs = {
@@ -102,18 +106,48 @@ class _InFloat32(nn.Module):
 def fix_size(backbone: Any, size: tuple[int, int]) -> None:
     """Resample a backbone's positions to images of (height, width) pixels, and leave it nothing to choose."""
     backbone.set_input_size(img_size=size)
-    backbone.dynamic_img_size = False
-    backbone.patch_embed.flatten = True
+    if getattr(backbone, "dynamic_img_size", False):
+        backbone.dynamic_img_size = False
+        backbone.patch_embed.flatten = True
+    if getattr(backbone, "rope", None) is not None:
+        backbone.rope = _FixedRotation(backbone.rope.get_embed(shape=list(backbone.patch_embed.grid_size)))
+
+
+class _FixedRotation(nn.Module):
+    """Rotary positions of one grid of patches."""
+
+    embedding: Tensor
+
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("embedding", embedding)
+
+    def get_embed(self, shape: Sequence[int] | None = None) -> Tensor:
+        """Return them, whatever is asked for."""
+        return self.embedding
 
 
 @contextmanager
-def _positions_by_products() -> Iterator[None]:
-    """Let timm resample positions, where the size is free, in operations every runtime knows."""
+def _traceable_positions() -> Iterator[None]:
+    """Let timm compute positions, where the size is free, in operations that trace and that every runtime knows."""
     with (
         patch.object(vision_transformer, "resample_abs_pos_embed", resample_positions),
         patch.object(eva, "resample_abs_pos_embed", resample_positions),
+        patch.object(pos_embed_sincos, "_build_grid", _build_grid, create=True),
     ):
         yield
+
+
+_timms_grid: Any = getattr(pos_embed_sincos, "_build_grid", None)
+
+
+def _build_grid(feat_shape: Sequence[int], grid_type: str = "index", **options: Any) -> Tensor:
+    """Do what timm's does for DINOv3, whose `float(rows)` would be taken for a constant; (rows, columns, 2)."""
+    if grid_type != "centered" or options.get("normalize_coords") != "separate":
+        return _timms_grid(feat_shape, grid_type=grid_type, **options)
+    offset = 0.5 + options["grid_offset"]
+    sides = [(torch.arange(side, dtype=torch.float32) + offset) / torch.sym_float(side) for side in feat_shape]
+    return 2 * torch.stack(torch.meshgrid(sides, indexing="ij"), dim=-1) - 1
 
 
 def resample_positions(

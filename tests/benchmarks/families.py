@@ -1,0 +1,155 @@
+"""What works with which family of encoders: `python tests/benchmarks/families.py [FAMILY…] [--columns save onnx …]`.
+
+Each architecture has its true shapes but for its depth, which is two blocks, and random weights. A cell is the largest
+difference from timm's own features (of init-from: the loss of a step), or the sentence of a refusal. Printed as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import timm
+import torch
+from torch import Tensor
+
+from export.pipeline import export
+from video_distilled_encoder import Encoder, InputError, ModelConfig, load_runtime
+from video_distilled_encoder.preprocessing import bundled_photographs, open_image
+from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera
+
+FAMILIES = {
+    "ViT": "vit_small_patch16_224",
+    "DINOv2": "vit_small_patch14_dinov2",
+    "DINOv2 with registers": "vit_small_patch14_reg4_dinov2",
+    "DINOv3": "vit_small_patch16_dinov3",
+    "DINOv3 S+": "vit_small_plus_patch16_dinov3",
+    "SigLIP": "vit_base_patch16_siglip_224",
+    "CLIP": "vit_base_patch16_clip_224",
+    "PE-Core": "vit_pe_core_small_patch16_384",
+    "PE-Spatial": "vit_pe_spatial_small_patch16_512",
+    "EVA-02": "eva02_small_patch14_224",
+    "AIMv2": "aimv2_large_patch14_224",
+    "DeiT, distilled": "deit_small_distilled_patch16_224",
+    "BEiT": "beit_base_patch16_224",
+}
+
+
+class Subject:
+    """An encoder of a family with random weights, its own photograph and timm's features of it."""
+
+    def __init__(self, architecture: str, folder: Path) -> None:
+        torch.manual_seed(0)
+        probe = ModelConfig(architecture, {"depth": 2}).build_backbone()
+        patch = probe.patch_embed.patch_size[0]
+        size = probe.patch_embed.img_size[0] if not hasattr(probe, "dynamic_img_size") else 8 * patch
+        self.config = ModelConfig(architecture, {"depth": 2, "img_size": size})
+        self.encoder = Encoder(self.config.build_backbone().eval(), self.config)
+        for parameter in self.encoder.parameters():  # positions, tokens and layer scales begin at zero, or nearly
+            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.05 if parameter.ndim == 1 else 0.03)
+        self.size, self.folder = size, folder
+        self.image = open_image(bundled_photographs()[0])
+        self.directory = folder / "encoder"
+
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return timm's features of (B, 3, H, W)."""
+        backbone = self.encoder.backbone
+        with torch.no_grad():
+            tokens = backbone.forward_features(pixels)
+            prefix = backbone.num_prefix_tokens
+            cls = tokens[:, 0] if backbone.cls_token is not None else backbone.forward_head(tokens, pre_logits=True)
+        return {"cls": cls, "patches": tokens[:, prefix:]}
+
+
+def difference(found: object, expected: dict[str, Tensor]) -> float:
+    """Return the largest difference of cls and patches."""
+    return max(float((getattr(found, name) - expected[name]).abs().max()) for name in expected)
+
+
+def encode(subject: Subject) -> float:
+    """Features at the model's own size and at another, those of timm."""
+    pixels = [torch.randn(1, 3, subject.size, subject.size)]
+    if subject.encoder.tokens.only_size is None:
+        pixels.append(torch.randn(1, 3, subject.size + subject.encoder.patch_size, subject.size))
+    with torch.no_grad():
+        return max(difference(subject.encoder(one), subject.features(one)) for one in pixels)
+
+
+def save(subject: Subject) -> float:
+    """The saved directory in timm, in transformers and here."""
+    import transformers
+
+    subject.encoder.save_pretrained(subject.directory)
+    pixels = torch.randn(1, 3, subject.size, subject.size)
+    expected = subject.features(pixels)
+    in_timm = timm.create_model(f"local-dir:{subject.directory}", pretrained=True).eval()
+    in_transformers = transformers.AutoModel.from_pretrained(subject.directory).eval()
+    with torch.no_grad():
+        prefix = subject.encoder.tokens.prefix
+        tokens = [in_timm.forward_features(pixels), in_transformers(pixels).last_hidden_state]
+        own = Encoder.from_pretrained(subject.directory)(pixels)
+    return max(
+        difference(own, expected), *(float((one[:, prefix:] - expected["patches"]).abs().max()) for one in tokens)
+    )
+
+
+def exported(format: str, precision: str = "fp32", **options: object) -> Callable[[Subject], float]:
+    """An export's features of a photograph, those of the encoder."""
+
+    def measure(subject: Subject) -> float:
+        if not subject.directory.exists():
+            subject.encoder.save_pretrained(subject.directory)
+        out = subject.folder / f"{format}-{precision}-{len(options)}{SUFFIXES[format]}"
+        camera = {"camera": Camera(120, 160)} if "camera" in options else {}
+        dynamic = "dynamic" in options and {"dynamic_size": True} or {}
+        export(subject.directory, out, format=format, precision=precision, layer_parity=False, **camera, **dynamic)
+        image = subject.image.resize((160, 120)) if camera else subject.image
+        with torch.no_grad():
+            expected = subject.encoder.encode(image)._asdict()
+        wanted = {name: expected[name] for name in ("cls", "patches")}
+        return difference(load_runtime(out, "cpu").encode(image), wanted)
+
+    return measure
+
+
+COLUMNS: dict[str, Callable[[Subject], float]] = {
+    "encode": encode,
+    "save": save,
+    "onnx": exported("onnx"),
+    "any size": exported("onnx", dynamic=True),
+    "openvino": exported("openvino"),
+    "aoti": exported("aoti"),
+    "int8": exported("onnx", "int8"),
+    "uint8 frames": exported("onnx", camera=True),
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", help="those whose names contain one of these; all by default")
+    parser.add_argument("--columns", nargs="+", choices=list(COLUMNS), default=list(COLUMNS))
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    chosen = {k: v for k, v in FAMILIES.items() if not args.families or any(word in k for word in args.families)}
+    print(f"| | {' | '.join(args.columns)} |\n|{'---|' * (len(args.columns) + 1)}", flush=True)
+    for family, architecture in chosen.items():
+        cells = []
+        with tempfile.TemporaryDirectory() as folder:
+            subject = Subject(architecture, Path(folder))
+            for column in args.columns:
+                try:
+                    cells.append(f"{COLUMNS[column](subject):.1g}")
+                except InputError as error:
+                    cells.append(str(error).replace("|", "/"))
+        print(f"| {family} `{architecture}` | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
