@@ -42,7 +42,9 @@ class Network(nn.Module):
         if artefact.size is not None:
             fix_size(backbone, artefact.size)
         for module in backbone.modules():
-            if hasattr(module, "relative_position_bias_table"):  # BEiT: torch cannot decompose fused attention with these
+            if hasattr(
+                module, "relative_position_bias_table"
+            ):  # BEiT: torch cannot decompose fused attention with these
                 module.fused_attn = False
         self.backbone = backbone.to(dtype)
         if dtype == torch.bfloat16:

@@ -1,7 +1,7 @@
 """What works with which family of encoders: `python tests/benchmarks/families.py [FAMILY…] [--columns save onnx …]`.
 
 Each architecture has its true shapes but for its depth, which is two blocks, and random weights. A cell is the largest
-difference from timm's own features (of init-from: the loss of a step), or the sentence of a refusal. Printed as Markdown.
+difference from timm's own features of one photograph, or the sentence of a refusal. Printed as Markdown.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -99,7 +100,7 @@ def save(subject: Subject) -> float:
     )
 
 
-def exported(format: str, precision: str = "fp32", **options: object) -> Callable[[Subject], float]:
+def exported(format: str, precision: str = "fp32", **options: Any) -> Callable[[Subject], float]:
     """An export's features of a photograph, those of the encoder."""
 
     def measure(subject: Subject) -> float:
@@ -107,7 +108,7 @@ def exported(format: str, precision: str = "fp32", **options: object) -> Callabl
             subject.encoder.save_pretrained(subject.directory)
         out = subject.folder / f"{format}-{precision}-{len(options)}{SUFFIXES[format]}"
         camera = {"camera": Camera(120, 160)} if "camera" in options else {}
-        dynamic = "dynamic" in options and {"dynamic_size": True} or {}
+        dynamic = ("dynamic" in options and {"dynamic_size": True}) or {}
         export(subject.directory, out, format=format, precision=precision, layer_parity=False, **camera, **dynamic)
         image = subject.image.resize((160, 120)) if camera else subject.image
         with torch.no_grad():
@@ -122,11 +123,11 @@ COLUMNS: dict[str, Callable[[Subject], float]] = {
     "encode": encode,
     "save": save,
     "onnx": exported("onnx"),
-    "any size": exported("onnx", dynamic=True),
+    "any size": exported("onnx", dynamic_size=True),
     "openvino": exported("openvino"),
     "aoti": exported("aoti"),
     "int8": exported("onnx", "int8"),
-    "uint8 frames": exported("onnx", camera=True),
+    "uint8 frames": exported("onnx", camera=Camera(120, 160)),
 }
 
 

@@ -34,8 +34,17 @@ class BackboneConfig:
         return ModelConfig(architecture=self.architecture, model_args=self.model_args)
 
     def build(self, stochastic: bool) -> VisionTransformer:
-        """Build the backbone with random weights, with stochastic depth or without."""
+        """Build the backbone with random weights, with stochastic depth or without.
+
+        Raises:
+            InputError: the methods do not know its family: they take timm's VisionTransformer with a class token alone.
+        """
         backbone = self.config.build_backbone(**({"drop_path_rate": self.drop_path} if stochastic else {}))
+        if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
+            raise InputError(
+                f"{self.architecture} cannot be trained here: it is no plain vision transformer (a class token, no "
+                "registers, no rotary positions); as a teacher of `distill` it serves"
+            )
         if self.train_blocks is not None:
             train_last(backbone, self.train_blocks)
         return backbone

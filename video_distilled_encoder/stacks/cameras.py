@@ -62,7 +62,7 @@ class Cameras(nn.Module):
 
     def facts(self) -> str:
         """Return the encoder's `config.json`, from which `rebuild` makes it."""
-        return json.dumps(self.encoder.config.timm_json(self.encoder.backbone))
+        return json.dumps(self.encoder.config.to_json(self.encoder.backbone))
 
 
 def rebuild(facts: str) -> Encoder:

@@ -1,0 +1,143 @@
+"""One set of tokens for every family of timm's vision transformers: true shapes but for two blocks, random weights."""
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from export.pipeline import export
+from video_distilled_encoder import Encoder, InputError, ModelConfig, load_runtime
+from video_distilled_encoder.tokens import TokenLayout
+
+FAMILIES = {  # prefix tokens, class token, patch size
+    "vit_small_patch14_reg4_dinov2": (5, True, 14),
+    "vit_small_patch16_dinov3": (5, True, 16),
+    "vit_base_patch16_siglip_224": (0, False, 16),
+    "vit_pe_spatial_small_patch16_512": (1, True, 16),
+    "eva02_small_patch14_224": (1, True, 14),
+    "aimv2_large_patch14_224": (0, False, 14),
+    "deit_small_distilled_patch16_224": (2, True, 16),
+    "beit_base_patch16_224": (1, True, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder_of():
+    """Return encoders by architecture, none of whose parameters is zero: new ones hide mistakes."""
+    made = {}
+
+    def make(architecture):
+        if architecture not in made:
+            torch.manual_seed(0)
+            size = 224 if architecture.startswith("beit") else 8 * FAMILIES[architecture][2]
+            config = ModelConfig(architecture, {"depth": 2, "img_size": size}, mean=(0.5, 0.4, 0.3))
+            backbone = config.build_backbone().eval()
+            for parameter in backbone.parameters():
+                nn.init.normal_(parameter, float(parameter.ndim == 1), 0.03)
+            made[architecture] = Encoder(backbone, config)
+        return made[architecture]
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@torch.no_grad()
+def test_features_are_timms(architecture, encoder_of):
+    encoder, (prefix, has_cls, patch) = encoder_of(architecture), FAMILIES[architecture]
+    assert (encoder.tokens.prefix, encoder.tokens.has_cls, encoder.patch_size) == (prefix, has_cls, patch)
+    height, width = encoder.image_size
+    sizes = [(height, width)] if encoder.tokens.only_size else [(height, width), (3 * patch, 5 * patch)]
+    for size in sizes:
+        pixels = torch.randn(2, 3, *size)
+        tokens = encoder.backbone.forward_features(pixels)
+        out = encoder(pixels)
+        rows, columns = size[0] // patch, size[1] // patch
+        assert torch.equal(out.patches, tokens[:, prefix:])
+        assert out.grid.shape == (2, encoder.embed_dim, rows, columns)
+        assert torch.equal(out.grid[:, :, 1, 2], out.patches[:, columns + 2])
+        assert torch.equal(out.registers, tokens[:, int(has_cls) : prefix])
+        pooled = tokens[:, 0] if has_cls else encoder.backbone.forward_head(tokens, pre_logits=True)
+        assert torch.equal(out.cls, pooled)
+        (last,) = encoder.intermediate_layers(pixels, n=[1])
+        assert torch.allclose(last.patches, out.patches, atol=1e-5)
+        assert torch.equal(last.registers.bool(), out.registers.bool())
+        assert encoder.encode(torch.rand(2, 4, 3, 60, 80), size=size).patches.shape[:3] == (2, 4, rows * columns)
+
+
+def test_a_family_of_one_size_says_so(encoder_of):
+    encoder = encoder_of("beit_base_patch16_224")
+    with pytest.raises(InputError, match="takes 224x224 alone, got 224x240"):
+        encoder.encode(Image.new("RGB", (300, 300)), size=(224, 240))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@torch.no_grad()
+def test_one_file_of_weights_for_three_loaders(architecture, encoder_of, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    encoder = encoder_of(architecture)
+    encoder.save_pretrained(tmp_path / "saved")
+    loaded = Encoder.from_pretrained(tmp_path / "saved")
+    in_timm = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    in_transformers = transformers.AutoModel.from_pretrained(tmp_path / "saved").eval()
+    assert loaded.config.mean == encoder.config.mean
+    assert tuple(in_timm.pretrained_cfg["mean"]) == (0.5, 0.4, 0.3)
+    height, width = encoder.image_size
+    assert loaded.image_size == (height, width)
+    other = (height, width) if encoder.tokens.only_size else (height - encoder.patch_size, width)
+    for size in ((height, width), other):
+        pixels = torch.randn(1, 3, *size)
+        tokens = encoder.backbone.forward_features(pixels)
+        assert torch.equal(loaded(pixels).cls, encoder(pixels).cls)
+        assert torch.equal(in_timm.forward_features(pixels), tokens)
+        assert torch.equal(in_transformers(pixels).last_hidden_state, tokens)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {"format": "openvino", "outputs": ("cls", "patches", "registers")}),
+        (
+            "vit_small_patch16_dinov3",
+            {"format": "onnx", "dynamic_size": True, "outputs": ("registers", "layer_0", "cls")},
+        ),
+        ("vit_base_patch16_siglip_224", {"format": "onnx", "precision": "int8"}),
+        ("beit_base_patch16_224", {"format": "onnx"}),
+    ],
+)
+def test_exports_give_the_same_features(architecture, options, encoder_of, tmp_path):
+    pytest.importorskip("openvino" if options["format"] == "openvino" else "onnxruntime")
+    encoder = encoder_of(architecture)
+    encoder.save_pretrained(tmp_path / "saved")
+    out = tmp_path / ("encoder.xml" if options["format"] == "openvino" else "encoder.onnx")
+    artefact = export(tmp_path / "saved", out, layer_parity=False, **options)  # which compares all outputs with torch
+    assert (artefact.prefix, artefact.has_cls) == FAMILIES[architecture][:2]
+    runtime = load_runtime(out, "cpu")
+    pixels = torch.randn(2, 3, *encoder.image_size)
+    found = runtime.run(pixels)
+    assert {name: output.shape for name, output in found.items()} == {
+        name: artefact.output_shape(name, 2, encoder.image_size) for name in artefact.outputs
+    }
+    if "registers" in artefact.outputs:
+        assert torch.allclose(found["registers"], encoder(pixels).registers, atol=1e-4)
+    if "layer_0" in artefact.outputs:
+        (ours,), (theirs,) = encoder.intermediate_layers(pixels, n=[0]), runtime.intermediate_layers(pixels)
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_what_a_family_has_not_is_refused_before_work(encoder_of, tmp_path):
+    for architecture in ("beit_base_patch16_224", "vit_base_patch16_siglip_224"):
+        encoder_of(architecture).save_pretrained(tmp_path / architecture)
+    with pytest.raises(InputError, match="takes one size of image; export without --dynamic-size"):
+        export(tmp_path / "beit_base_patch16_224", tmp_path / "x.onnx", dynamic_size=True)
+    with pytest.raises(InputError, match="takes 224x224 alone, got 112x112"):
+        export(tmp_path / "beit_base_patch16_224", tmp_path / "x.onnx", size=(112, 112))
+    with pytest.raises(InputError, match="outputs are one or more of cls, patches, grid, layer_0"):
+        export(tmp_path / "vit_base_patch16_siglip_224", tmp_path / "x.onnx", outputs=("registers",))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_what_has_no_one_grid_of_tokens_is_refused(name):
+    with torch.device("meta"), pytest.raises(InputError, match="is not one of timm's vision transformers"):
+        TokenLayout.of(timm.create_model(name))
