@@ -50,6 +50,7 @@ def find_model(
         model_directory.WEIGHTS,
         model_directory.CHECKSUMS,
         model_directory.CARD,
+        model_directory.PREPROCESSOR,
     ]
     at = f" at revision {revision}" if revision else ""
     try:

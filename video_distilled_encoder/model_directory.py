@@ -22,12 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from video_distilled_encoder import from_transformers
 from video_distilled_encoder.errors import InputError, warn
 from video_distilled_encoder.files import atomic_directory, read_tensors, sha256, write_json
 from video_distilled_encoder.model_config import ModelConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
+"""Of directories that transformers wrote."""
 CHECKSUMS = "SHA256SUMS"
 CARD = "README.md"
 
@@ -48,16 +51,26 @@ def read(directory: Path) -> tuple[nn.Module, ModelConfig]:
             raise InputError(f"{directory} has no {name}; {_why_incomplete(directory)}")
     _verify(directory, (CONFIG, WEIGHTS))
     try:
-        config = ModelConfig.from_json(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
-        backbone = config.build_backbone()
-    except (InputError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{directory / CONFIG} is not a model's configuration: {error}") from error
-    try:
         state = read_tensors(directory / WEIGHTS)
     except SafetensorError as error:
         raise InputError(f"{directory / WEIGHTS} is damaged ({error}); download or save it again") from error
+    try:
+        content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if from_transformers.is_known(content):
+            config, state = from_transformers.convert(content, _processor(directory), state)
+        else:
+            config = ModelConfig.from_json(content)
+        backbone = config.build_backbone()
+    except (InputError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise InputError(f"{directory / CONFIG} is not a model's configuration: {error}") from error
     load_strictly(backbone, without_classifier(state), directory / WEIGHTS)
     return backbone.eval(), config
+
+
+def _processor(directory: Path) -> dict[str, Any]:
+    """Return transformers' image processor, if there is one."""
+    path = directory / PREPROCESSOR
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def write(

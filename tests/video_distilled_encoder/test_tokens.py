@@ -1,5 +1,7 @@
 """One set of tokens for every family of timm's vision transformers: true shapes but for two blocks, random weights."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -141,3 +143,70 @@ def test_what_a_family_has_not_is_refused_before_work(encoder_of, tmp_path):
 def test_what_has_no_one_grid_of_tokens_is_refused(name):
     with torch.device("meta"), pytest.raises(InputError, match="is not one of timm's vision transformers"):
         TokenLayout.of(timm.create_model(name))
+
+
+def transformers_directory(kind, folder):
+    """Write a model of transformers' own, none of whose parameters is zero, and return it."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    configs = {
+        "dinov2": lambda: transformers.Dinov2Config(**shape, image_size=42, patch_size=14),
+        "swiglu": lambda: transformers.Dinov2Config(**shape, image_size=42, patch_size=14, use_swiglu_ffn=True),
+        "registers": lambda: transformers.Dinov2WithRegistersConfig(**shape, image_size=42, patch_size=14),
+        "dinov3": lambda: transformers.DINOv3ViTConfig(
+            **shape, image_size=48, patch_size=16, intermediate_size=256, num_register_tokens=4
+        ),
+        "dinov3 gated": lambda: transformers.DINOv3ViTConfig(
+            **shape,
+            image_size=48,
+            patch_size=16,
+            intermediate_size=128,
+            num_register_tokens=3,
+            use_gated_mlp=True,
+            hidden_act="silu",
+        ),
+    }
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(configs[kind]()).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, float(parameter.ndim == 1), 0.05)
+    model.save_pretrained(folder)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2, "size": {"height": 48, "width": 48}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*unchecked")
+@pytest.mark.parametrize("kind", ["dinov2", "swiglu", "registers", "dinov3", "dinov3 gated"])
+@torch.no_grad()
+def test_a_directory_of_transformers_alone_gives_its_features(kind, tmp_path):
+    theirs = transformers_directory(kind, tmp_path)
+    encoder = Encoder.from_pretrained(tmp_path)
+    side = theirs.config.image_size
+    assert encoder.image_size == (side, side)
+    assert (encoder.config.mean, encoder.config.crop_mode) == ((0.5, 0.5, 0.5), "squash")
+    for size in [(side, side)] + [(64, 96)] * kind.startswith("dinov3"):
+        pixels = torch.randn(2, 3, *size)
+        expected = theirs(pixels).last_hidden_state
+        out = encoder(pixels)
+        prefix = encoder.tokens.prefix
+        assert torch.allclose(out.cls, expected[:, 0], atol=1e-5)
+        assert torch.allclose(out.registers, expected[:, 1:prefix], atol=1e-5)
+        assert torch.allclose(out.patches, expected[:, prefix:], atol=1e-5)
+    encoder.save_pretrained(tmp_path / "again")
+    assert torch.equal(Encoder.from_pretrained(tmp_path / "again")(pixels).cls, out.cls)
+
+
+@pytest.mark.filterwarnings("ignore:.*unchecked")
+def test_what_timm_has_no_equal_of_is_refused(tmp_path):
+    transformers_directory("dinov3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"key_bias": True}))
+    with pytest.raises(InputError, match=r"config\.json is not a model's configuration: timm has no dinov3_vit"):
+        Encoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(InputError, match="timm has no dinov3_vit with the activation relu"):
+        Encoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match=r"model\.safetensors lacks blocks\.2"):
+        Encoder.from_pretrained(tmp_path)
