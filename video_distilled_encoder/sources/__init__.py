@@ -17,12 +17,13 @@ from pathlib import Path
 from types import ModuleType
 
 from video_distilled_encoder.errors import InputError, MissingExtra, warn
-from video_distilled_encoder.files import VIDEO_SUFFIXES, find_files
+from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.sources.source import Asked, Found, Source, Unreadable
 
 _LAST = "video_files"
 """Takes any file, so it is asked when no other reader knows it."""
 _PICTURES = "frame_folders"
+_PICTURE_FILES = IMAGE_SUFFIXES - VIDEO_SUFFIXES
 _NAMED = 5
 """So many of the things left out are named one by one."""
 
@@ -71,7 +72,8 @@ def is_data_set(path: Path) -> bool:
 
 def known(path: Path) -> bool:
     """Return whether a reader other than that of video files knows what a file or folder holds."""
-    return any(reader.recognises(path) for reader in _readers()[:-1])
+    # of many pictures none need be opened for it
+    return path.suffix.lower() not in _PICTURE_FILES and any(reader.recognises(path) for reader in _readers()[:-1])
 
 
 def _find(path: Path, asked: Asked, alone: bool) -> Found:

@@ -45,16 +45,16 @@ def find(path: Path, asked: Asked) -> Found:
 def _topics(reader: Any) -> Iterable[tuple[str, str, str, int]]:
     """Yield name, type, writing and number of messages of the channels."""
     summary = reader.get_summary()
-    if summary is None or summary.statistics is None:
-        seen: dict[int, list[Any]] = {}
+    seen: dict[int, list[Any]] = {}
+    if summary and summary.statistics:
+        counts = summary.statistics.channel_message_counts
+        for number, channel in summary.channels.items():
+            seen[number] = [summary.schemas.get(channel.schema_id), channel, counts.get(number, 0)]
+    if not seen or any(schema is None and channel.schema_id for schema, channel, _ in seen.values()):
+        # the summary does not tell all: the file has to be read
+        seen = {}
         for schema, channel, _ in reader.iter_messages(log_time_order=False):
             seen.setdefault(channel.id, [schema, channel, 0])[2] += 1
-    else:
-        counts = summary.statistics.channel_message_counts
-        seen = {
-            number: [summary.schemas.get(channel.schema_id), channel, counts.get(number, 0)]
-            for number, channel in summary.channels.items()
-        }
     for schema, channel, count in seen.values():
         if schema:
             yield channel.topic, schema.name, channel.message_encoding, count

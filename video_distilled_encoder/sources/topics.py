@@ -140,8 +140,11 @@ class Topic(Source):
         first = list(islice(self._read(), _HELD))
         usual = _usual(stamp for stamp, _ in first)
         message = first[0][1]
-        with self._named(0):
-            size = _size_of_video(first) if message.codec else message.size
+        if message.codec:
+            size = _size_of_video(self._read(), str(self))
+        else:
+            with self._named(0):
+                size = message.size
         return VideoInfo(*size, 1e9 / usual if usual else 0.0, self.count)
 
     def why_left_out(self) -> str:
@@ -154,10 +157,11 @@ class Topic(Source):
         """Decode the messages in the order of their captures; a pause, and a clock that was set, begin a new shot."""
         messages = self._read()
         first = next(messages)
-        decode = _video if first[1].codec else _pictures
+        messages = chain([first], messages)
+        items = _video(messages, str(self)) if first[1].codec else _pictures(messages)
         pace: Pace | None = None
         new_shot, shape = False, None
-        for moment in _in_order(decode(chain([first], messages)), str(self)):
+        for moment in _in_order(items, str(self)):
             new_shot |= moment.new_shot
             pace = pace or Pace(min_interval, moment.usual)
             if not pace.keeps(moment.time):
@@ -371,32 +375,38 @@ def _decode(message: Message) -> np.ndarray:
     return decode_file(message.data)
 
 
-def _video(messages: Iterable[tuple[int, Message]]) -> Iterator[_Item]:
-    """Decode the frames of a video, a message each, in the order of recording, which is that of showing too."""
+def _video(messages: Iterable[tuple[int, Message | None]], name: str) -> Iterator[_Item]:
+    """Decode the frames of a video, a message each, in the order of recording, which is that of showing too.
+
+    Those before the first key frame cannot be; a warning counts them.
+    """
     av = import_extra("av", "robot")
     decoder: Any = None
     stamps: list[int] = []
-    for number, (stamp, message) in enumerate(messages):
-        decoder = decoder or av.CodecContext.create(message.codec, "r")
-        stamps.append(stamp)
-        packet = av.Packet(bytes(message.data))
-        packet.pts = number
-        for frame in _decoded(decoder, packet, number):
+    count = 0
+    for number, (stamp, message) in enumerate(chain(messages, [(0, None)])):
+        packet = None  # the last one, which asks for what the decoder holds back
+        if message:
+            decoder = decoder or av.CodecContext.create(message.codec, "r")
+            stamps.append(stamp)
+            packet = av.Packet(bytes(message.data))
+            packet.pts = number
+        try:
+            frames = list(decoder.decode(packet))
+        except av.error.FFmpegError as error:
+            if count:
+                raise InputError(f"{name}, message {number}: the video is damaged ({first_line(error)})") from error
+            continue
+        count += len(frames)
+        for frame in frames:
             yield stamps[frame.pts], frame.pts, partial(frame.to_ndarray, format="rgb24")
-    for frame in _decoded(decoder, None, len(stamps) - 1):
-        yield stamps[frame.pts], frame.pts, partial(frame.to_ndarray, format="rgb24")
+    if not count:
+        raise InputError(f"{name}: no frame of its video can be decoded; it holds no key frame, or is damaged")
+    if count < len(stamps):
+        warn(f"{name}: {len(stamps) - count} messages hold video that cannot be decoded, as before the first key frame")
 
 
-def _decoded(decoder: Any, packet: Any, number: int) -> list[Any]:
-    av = import_extra("av", "robot")
-    try:
-        return list(decoder.decode(packet))
-    except av.error.FFmpegError as error:
-        raise InputError(f"frame {number} of the video is damaged ({first_line(error)})") from error
-
-
-def _size_of_video(messages: Iterable[tuple[int, Message]]) -> tuple[int, int]:
-    for _, _, picture in _video(messages):
-        height, width, _ = picture().shape
-        return width, height
-    raise InputError("no frame of the video can be decoded")
+def _size_of_video(messages: Iterable[tuple[int, Message]], name: str) -> tuple[int, int]:
+    _, _, picture = next(_video(messages, name))
+    height, width, _ = picture().shape
+    return width, height

@@ -14,10 +14,11 @@ import pytest
 
 from training.data.clips import ClipIndex, ClipsConfig
 from training.data.extraction import extract_all
-from training.data.frame_store import ExtractConfig, FrameStore, extract_source
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source, open_stores
 from training.extract import main
 from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.files import sha256
+from video_distilled_encoder.sources.source import Asked
 from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import read_frames
 
@@ -184,6 +185,26 @@ def test_a_launchers_processes_share_the_videos_and_tell_of_all_that_fail(tmp_pa
     assert len(list((tmp_path / "frames").rglob("[!.]*.zip"))) == 3
     process = extract(tmp_path / "videos", tmp_path / "frames", "--skip-unreadable", launcher=launcher)
     assert "3 frame stores" in process.communicate()[0]
+
+
+def test_a_damaged_episode_of_a_data_set_is_left_out_and_clips_stay_in_theirs(aloha, tmp_path, capsys):
+    root = Path(shutil.copytree(aloha, tmp_path / "fold"))
+    with pytest.importorskip("h5py").File(root / "episode_1.hdf5", "a") as file:
+        del file["observations/images/wrist"]
+        file["observations/images/wrist"] = np.zeros((7, 64, 96, 3), np.uint8)
+    asked, where = Asked("wrist", fps=10), (tmp_path / "frames", ExtractConfig(quality=95))
+    with pytest.raises(InputError, match=r"1 of 3 .*\n.*episode_1\.hdf5, episode 1: its lengths differ: .*20, .*7"):
+        extract_all([root], *where, asked=asked, workers=1)
+    stores = open_stores(extract_all([root], *where, asked=asked, workers=1, skip_unreadable=True))
+    assert "left out: " in capsys.readouterr().err
+    assert [store.source for store in stores] == ["fold/wrist/episode_0", "fold/wrist/episode_2"]
+    assert {store.folder for store in stores} == {f"{root}/wrist"}
+    for store, episode in zip(stores, (0, 2), strict=True):
+        with pytest.importorskip("h5py").File(root / f"episode_{episode}.hdf5") as file:
+            images = file["observations/images/wrist"][:].astype(float)
+        assert np.allclose(store.times, np.arange(20) / 10)
+        assert all(np.abs(store.read(number) - images[number]).mean() < 4 for number in range(20))
+    assert len(ClipIndex(stores, ClipsConfig(3, 0.5), 0).frames) == 2 * 10
 
 
 def test_bad_videos_are_named_when_the_others_are_done(tmp_path, make_video):

@@ -88,13 +88,13 @@ class Foxglove:
     def __init__(self, kind):
         self.kind = kind
 
-    def write(self, path, topics):
+    def write(self, path, topics, skip=0):
         protobuf = pytest.importorskip("mcap_protobuf.writer")
         schemas = pytest.importorskip(f"foxglove_schemas_protobuf.{self.kind}_pb2")
         with path.open("wb") as file, protobuf.Writer(file) as out:
             for topic, pictures in topics.items():
                 video = as_video(pictures) if self.kind == "CompressedVideo" else None
-                for number, image in enumerate(pictures):
+                for number, image in [*enumerate(pictures)][skip:]:
                     stamp = START + round(number * INTERVAL * 1e9)
                     message = getattr(schemas, self.kind)(frame_id=topic)
                     message.timestamp.FromNanoseconds(stamp)
@@ -198,6 +198,16 @@ def test_messages_without_a_stamp_have_the_time_of_their_recording(coded, tmp_pa
     Ros2("CompressedImage").write(tmp_path / "x.mcap", {TOPICS[0]: pictures}, [0] * 9)
     (source,) = find_sources([tmp_path / "x.mcap"])
     coded.check(source, 0, 1, INTERVAL)
+
+
+def test_a_video_that_begins_between_key_frames_tells_what_is_missing(coded, tmp_path):
+    pictures = [coded.picture(0, 0, frame) for frame in range(12)]
+    Foxglove("CompressedVideo").write(tmp_path / "x.mcap", {TOPICS[0]: pictures}, skip=1)  # the next key frame is 4
+    (source,) = find_sources([tmp_path / "x.mcap"])
+    with pytest.warns(InputWarning, match=r"/left/image: 3 messages hold video that cannot be decoded"):
+        frames = list(source.frames())
+    assert [coded.told(frame.image)[2] for frame in frames] == list(range(4, 12))
+    assert np.allclose([frame.time for frame in frames], INTERVAL * np.arange(8), atol=1e-6)
 
 
 def test_depth_and_masks_are_left_out_and_named(coded, tmp_path):
