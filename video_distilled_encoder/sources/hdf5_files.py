@@ -57,7 +57,7 @@ def find(path: Path, asked: Asked) -> Found:
     """
     with _opened(path) as file:
         views, left_out = _views(path, file, asked)
-        fps = asked.fps or _control_rate(file)
+        fps = _control_rate(file) or asked.fps
         if not views and not left_out:
             left_out.append(f"{path}: no arrays of pictures")
         if fps is None:

@@ -23,7 +23,7 @@ class McapTopic(Topic):
     def messages(self) -> Iterator[tuple[int, bytes]]:
         """Read the chunks that hold the topic, from front to back; their checksums are compared."""
         with _opened(self.path) as reader:
-            for _, _, message in reader.iter_messages([self.camera], log_time_order=False):
+            for _, _, message in _messages(reader, [self.camera]):
                 yield message.log_time, message.data
 
 
@@ -53,11 +53,23 @@ def _topics(reader: Any) -> Iterable[tuple[str, str, str, int]]:
     if not seen or any(schema is None and channel.schema_id for schema, channel, _ in seen.values()):
         # the summary does not tell all: the file has to be read
         seen = {}
-        for schema, channel, _ in reader.iter_messages(log_time_order=False):
+        for schema, channel, _ in _messages(reader, None):
             seen.setdefault(channel.id, [schema, channel, 0])[2] += 1
     for schema, channel, count in seen.values():
         if schema:
             yield channel.topic, schema.name, channel.message_encoding, count
+
+
+def _messages(reader: Any, topics: list[str] | None) -> Iterable[tuple[Any, Any, Any]]:
+    """Return schemas, channels and messages, chunk by chunk, or front to back where no index tells of chunks.
+
+    The other way round mcap holds the whole file in memory.
+    """
+    summary = reader.get_summary()
+    messages: Iterable[tuple[Any, Any, Any]] = reader.iter_messages(
+        topics, log_time_order=bool(summary and summary.chunk_indexes)
+    )
+    return messages
 
 
 @contextmanager

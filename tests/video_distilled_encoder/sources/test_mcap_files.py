@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import sys
+import tracemalloc
 from fractions import Fraction
 
 import av
@@ -208,6 +209,17 @@ def test_a_video_that_begins_between_key_frames_tells_what_is_missing(coded, tmp
         frames = list(source.frames())
     assert [coded.told(frame.image)[2] for frame in frames] == list(range(4, 12))
     assert np.allclose([frame.time for frame in frames], INTERVAL * np.arange(8), atol=1e-6)
+
+
+def test_a_long_recording_is_read_in_little_memory(coded, tmp_path):
+    picture = coded.picture(0, 0, 0)
+    Ros2("Image").write(tmp_path / "x.mcap", {TOPICS[0]: [picture] * 1000})
+    tracemalloc.start()
+    (source,) = find_sources([tmp_path / "x.mcap"])
+    assert sum(1 for _ in source.frames()) == 1000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000  # of 9,600,000 bytes
 
 
 def test_depth_and_masks_are_left_out_and_named(coded, tmp_path):
