@@ -95,7 +95,7 @@ class Student(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> class (B, W) and patch tokens (B, N, W), as the teacher should have them."""
         tokens = self.predictor(self.backbone.forward_features(pixels))
-        return self.cls_head(tokens[:, 0]), self.patch_head(tokens[:, 1:])
+        return self.cls_head(tokens[:, 0]), self.patch_head(tokens[:, self.backbone.num_prefix_tokens :])
 
 
 def _head(width: int, hidden: int, out: int) -> nn.Sequential:

@@ -81,12 +81,16 @@ class Student(Tower):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def encode_masked(self, pixels: Tensor, mask: Tensor) -> Tensor:
-        """(B, 3, H, W) pixels and (B, N) masks -> (B, 1 + N, C) tokens; timm's forward with patches replaced."""
-        backbone = self.backbone
-        patches = backbone.patch_embed(pixels)  # (B, h, w, C)
-        patches = torch.where(mask.view(*patches.shape[:3], 1), self.mask_token.to(patches.dtype), patches)
-        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(patches)))
-        return backbone.norm(backbone.blocks(tokens))
+        """(B, 3, H, W) pixels and (B, N) masks -> (B, P + N, C) tokens; timm's forward with patches replaced."""
+
+        def replace(embed: nn.Module, inputs: object, patches: Tensor) -> Tensor:  # (B, h, w, C)
+            return torch.where(mask.view(*patches.shape[:3], 1), self.mask_token.to(patches.dtype), patches)
+
+        hook = self.backbone.patch_embed.register_forward_hook(replace)
+        try:
+            return self.backbone.forward_features(pixels)
+        finally:
+            hook.remove()
 
 
 class Method(SelfDistillation):
@@ -104,7 +108,7 @@ class Method(SelfDistillation):
 
     @torch.no_grad()
     def teach(self, batch: Batch, at: At) -> tuple[Tensor, Tensor]:
-        """Encode the global views by the teacher: (B, V, 1 + N, C) tokens, and the (B, V, N) masks for the student."""
+        """Encode the global views by the teacher: (B, V, P + N, C) tokens, and the (B, V, N) masks for the student."""
         pixels = batch["global"]["pixels"]
         tokens = self.teacher.backbone.forward_features(pixels.flatten(0, 1))
         return tokens.unflatten(0, pixels.shape[:2]), batch["global"]["mask"]
@@ -116,6 +120,7 @@ class Method(SelfDistillation):
     def forward(self, batch: Batch, at: At) -> Losses:
         """Add the loss between views and `patch_weight` times that of the masked patches."""
         pixels = batch["global"]["pixels"]
+        prefix = self.student.backbone.num_prefix_tokens
         taught_BVNC, mask_BVN = self.teach(batch, at)
         learnt_BVNC = self.student.encode_masked(pixels.flatten(0, 1), mask_BVN.flatten(0, 1))
         learnt_BVNC = learnt_BVNC.unflatten(0, pixels.shape[:2])
@@ -129,11 +134,11 @@ class Method(SelfDistillation):
         # sees as many patches of each view as are masked at most, of which the others weigh nothing.
         weights_BVN = mask_BVN / mask_BVN.sum(-1, keepdim=True).clamp(min=1) / mask_BVN[..., 0].numel()
         weights_BVk, chosen_BVk = weights_BVN.topk(self.most_masked(mask_BVN.shape[-1]), dim=-1, sorted=False)
-        masked_BVkC = torch.take_along_dim(learnt_BVNC[:, :, 1:], chosen_BVk[..., None], dim=2)
+        masked_BVkC = torch.take_along_dim(learnt_BVNC[:, :, prefix:], chosen_BVk[..., None], dim=2)
         patches = self.distill(
             "patch",
             masked_BVkC,
-            taught_BVNC[:, :, 1:],
+            taught_BVNC[:, :, prefix:],
             at.progress,
             metrics,
             weights=weights_BVk,

@@ -25,6 +25,7 @@ from training.methods.method import At, Build, Losses, Spec
 from training.methods.self_distillation import DistillationObjective, SelfDistillation, Tower
 from training.nn.heads import Predictor, PredictorConfig
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.tokens import tokens_after
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,12 @@ class Method(SelfDistillation):
         if objective.global_weight and not spec.views.local_views:
             raise InputError("vfd predicts from local views: raise views.local_views, or set objective.global_weight 0")
         student, teacher = build(True), build(False)
+        if objective.token_dropout and not isinstance(student, VisionTransformer):
+            raise InputError(
+                "objective.token_dropout leaves out patches, whose rotary positions it does not know; set 0"
+            )
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
-        self.objective = objective
+        self.objective, self.prefix = objective, student.num_prefix_tokens
 
     def forward(self, batch: Batch, at: At) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""
@@ -139,7 +144,8 @@ class Method(SelfDistillation):
         metrics: dict[str, Tensor] = {}
         if objective.dense_weight:
             mask = batch["global"]["mask"][:, :-1] if "mask" in batch["global"] else None
-            loss = self.dense_loss(frames[:, :-1], tokens_BFNC[:, :, 1:], mask, progress, metrics)
+            patches_BFNC = tokens_BFNC[:, :, self.prefix :]
+            loss = self.dense_loss(frames[:, :-1], patches_BFNC, mask, progress, metrics)
             metrics["dense_loss"] = loss.detach()
             total = total + objective.dense_weight * loss
         if objective.global_weight:
@@ -151,7 +157,7 @@ class Method(SelfDistillation):
 
     @torch.no_grad()
     def teach(self, future: Tensor) -> Tensor:
-        """Encode (B, F, 3, H, W) future frames as (B, F, 1 + N, C) tokens."""
+        """Encode (B, F, 3, H, W) future frames as (B, F, P + N, C) tokens."""
         return self.teacher.backbone.forward_features(future.flatten(0, 1)).unflatten(0, future.shape[:2])
 
     def dense_loss(
@@ -182,7 +188,7 @@ class Method(SelfDistillation):
     def predict_patches(self, now: Tensor, seen: Tensor | None = None) -> Tensor:
         """(B, F, 3, H, W) frames -> (B, F, N, C) predicted patch tokens of the next; of the (B, F, k, 1) seen alone."""
         tokens = self._student_tokens(now.flatten(0, 1), None if seen is None else seen.flatten(0, 1))
-        return self.student.predictor(tokens)[:, 1:].unflatten(0, now.shape[:2])
+        return self.student.predictor(tokens)[:, self.prefix :].unflatten(0, now.shape[:2])
 
     def predict_cls(self, local: Tensor) -> Tensor:
         """(B, F, L, 3, h, w) local views -> (B, F, L, C) predicted class tokens of their frames."""
@@ -194,15 +200,22 @@ class Method(SelfDistillation):
         return tokens[:, 0].unflatten(0, local.shape[:3])
 
     def _student_tokens(self, pixels: Tensor, seen: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + N, C) tokens for the prediction head, after the final norm or before it.
+        """(B, 3, H, W) -> (B, P + N, C) tokens for the prediction head, after the final norm or before it.
 
         Args:
             pixels: what is encoded.
             seen: (B, k, 1) the patches that are; all if it is not given.
         """
-        backbone = self.student.backbone
+        backbone, normed = self.student.backbone, self.objective.predictor.norm_input
+        if seen is None:
+            last = len(backbone.blocks) - 1
+            return (
+                backbone.forward_features(pixels)
+                if normed
+                else tokens_after(backbone, pixels, [last], norm=False)[last]
+            )
         tokens = backbone._pos_embed(backbone.patch_embed(pixels))
-        if seen is not None:
-            tokens = torch.cat([tokens[:, :1], torch.take_along_dim(tokens[:, 1:], seen, dim=1)], dim=1)
+        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        tokens = torch.cat([prefix, torch.take_along_dim(patches, seen, dim=1)], dim=1)
         tokens = backbone.blocks(backbone.norm_pre(tokens))
-        return backbone.norm(tokens) if self.objective.predictor.norm_input else tokens
+        return backbone.norm(tokens) if normed else tokens

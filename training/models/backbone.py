@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
+from video_distilled_encoder.tokens import TokenLayout
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,13 @@ class BackboneConfig:
         """Build the backbone with random weights, with stochastic depth or without.
 
         Raises:
-            InputError: the methods do not know its family: they take timm's VisionTransformer with a class token alone.
+            InputError: it has no class token, which the methods learn, or takes one size of image alone.
         """
         backbone = self.config.build_backbone(**({"drop_path_rate": self.drop_path} if stochastic else {}))
-        if not isinstance(backbone, VisionTransformer) or backbone.cls_token is None or backbone.num_prefix_tokens != 1:
-            raise InputError(
-                f"{self.architecture} cannot be trained here: it is no plain vision transformer (a class token, no "
-                "registers, no rotary positions); as a teacher of `distill` it serves"
-            )
+        tokens = TokenLayout.of(backbone)
+        if not tokens.has_cls or tokens.only_size:
+            why = "takes one size of image alone" if tokens.has_cls else "has no class token"
+            raise InputError(f"{self.architecture} cannot be trained here: it {why}; as a teacher of distill it serves")
         if self.train_blocks is not None:
             train_last(backbone, self.train_blocks)
         return backbone

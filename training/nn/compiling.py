@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -72,5 +73,5 @@ def compile_parts(model: nn.Module) -> None:
     compiler = _Compiler()
     for module in model.modules():
         part = module.mlp if isinstance(module, ProjectionHead) else module
-        if isinstance(module, Block | ProjectionHead):
+        if isinstance(module, Block | EvaBlock | ProjectionHead):
             part.forward = compiler.compile(part.forward, dynamic=False)

@@ -32,8 +32,8 @@ class GivenDropPath(nn.Module):
 class DropPaths:
     """Draws for all drop paths of a model, which it replaces.
 
-    A stack of blocks is an `nn.Sequential`; each time one is called is a pass, and passes are counted from 0 in each
-    step.
+    A stack of blocks is an `nn.Sequential` or `nn.ModuleList`; each time its first block is called is a pass, and
+    passes are counted from 0 in each step.
 
     Args:
         model: whose timm drop paths are replaced.
@@ -48,7 +48,7 @@ class DropPaths:
         for stack in _outermost_stacks(model):
             rates, layers = _replace(stack)
             if layers:
-                stack.register_forward_pre_hook(_Draw(self, rates, layers))
+                stack[0].register_forward_pre_hook(_Draw(self, rates, layers))
                 self.layers += len(layers)
 
     def begin(self, key: int) -> None:
@@ -63,7 +63,7 @@ class DropPaths:
 
 
 class _Draw:
-    """Before a stack of blocks is called, hands each of its drop paths its rows' scales."""
+    """Before the first of a stack of blocks is called, hands each of their drop paths its rows' scales."""
 
     def __init__(self, source: DropPaths, rates: list[float], layers: list[GivenDropPath]) -> None:
         self.source = source
@@ -71,8 +71,8 @@ class _Draw:
         self.layers = layers
         self.first = source.layers
 
-    def __call__(self, stack: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if stack.training:
+    def __call__(self, block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if block.training:
             scales = self.draw(len(inputs[0]), inputs[0].device)
             for layer, scale in zip(self.layers, scales.unbind(), strict=True):
                 layer.scale = scale
@@ -87,13 +87,13 @@ class _Draw:
         return keep / (1 - self.rates)
 
 
-def _outermost_stacks(module: nn.Module) -> list[nn.Sequential]:
-    if isinstance(module, nn.Sequential):
+def _outermost_stacks(module: nn.Module) -> list[nn.Sequential | nn.ModuleList]:
+    if isinstance(module, nn.Sequential | nn.ModuleList):
         return [module]
     return [stack for child in module.children() for stack in _outermost_stacks(child)]
 
 
-def _replace(stack: nn.Sequential) -> tuple[list[float], list[GivenDropPath]]:
+def _replace(stack: nn.Module) -> tuple[list[float], list[GivenDropPath]]:
     """Replace every drop path in a stack; return their rates and what stands there now."""
     rates: list[float] = []
     layers: list[GivenDropPath] = []
