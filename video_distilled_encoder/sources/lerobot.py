@@ -21,6 +21,7 @@ from PIL import Image
 from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.files import reading, sha256
 from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.sources.pictures import why_left_out
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, identity_of
 from video_distilled_encoder.video import Pace, VideoFrame, VideoInfo, read_frames
 
@@ -145,7 +146,7 @@ def find(path: Path, asked: Asked) -> Found:
         version = str(info["codebase_version"])
         if version not in ("v2.0", "v2.1") and not version.startswith("v3."):
             raise InputError(f"{path} is a LeRobot data set of {version}; v2.0, v2.1 and v3 are read: convert it")
-        cameras, left_out = _cameras(path, info["features"])
+        cameras, left_out = _cameras(path, info["features"], asked)
         rows = list((_episodes_3 if version.startswith("v3.") else _episodes_2)(path, cameras))
         fps = float(info["fps"])
         sources = [_source(path, info, fps, camera, row) for camera in cameras for row in rows]
@@ -163,7 +164,7 @@ def _place(source: Any) -> tuple[str, str, float, int]:
     return source.camera, str(source.file), getattr(source, "begin", 0.0), source.episode
 
 
-def _cameras(path: Path, features: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _cameras(path: Path, features: dict[str, Any], asked: Asked) -> tuple[dict[str, Any], list[str]]:
     """Return the features that are pictures in colour, and what is left out."""
     cameras: dict[str, Any] = {}
     left_out = []
@@ -173,6 +174,8 @@ def _cameras(path: Path, features: dict[str, Any]) -> tuple[dict[str, Any], list
         facts = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
         if facts.get("video.is_depth_map") or facts.get("is_depth_map"):
             left_out.append(f"{path}, {key}: depth")
+        elif why := why_left_out(key, asked.cameras):
+            left_out.append(f"{path}, {key}: {why}")
         else:
             cameras[key] = feature
     if not cameras:

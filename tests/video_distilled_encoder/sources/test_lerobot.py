@@ -144,6 +144,18 @@ def test_every_frame_is_of_its_camera_episode_and_time(kind, request):
         assert [told(frame.image)[2] for frame in slower] == list(range(0, len(frames), 2))
 
 
+def test_masks_are_left_out_by_their_name_unless_they_are_asked_for(version_2, tmp_path):
+    root = damaged(version_2, tmp_path)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    info["features"]["observation.images.top_mask"] = info["features"][CAMERAS[0]]
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    with pytest.warns(InputWarning, match=r"top_mask: its name says mask; --cameras takes it"):
+        assert {source.camera for source in find_sources([root])} == set(CAMERAS)
+    with pytest.warns(InputWarning, match=r"observation\.depth: depth"):
+        sources = find_sources([root], Asked(cameras="*mask"))
+    assert {source.camera for source in sources} == {"observation.images.top_mask"}
+
+
 @pytest.mark.filterwarnings("ignore:left out")
 def test_files_are_read_from_front_to_back(version_3):
     assert [source.episode for source in find_sources([version_3])] == [*ORDER, *ORDER]
