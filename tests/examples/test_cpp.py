@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from export.pipeline import export
-from video_distilled_encoder import Encoder
+from video_distilled_encoder import Encoder, load_runtime
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
@@ -80,7 +80,7 @@ def exported(shallow_directory, tmp_path_factory):
     """Export an encoder once in a format; returns the file."""
 
     @cache
-    def exported(format, camera=None):
+    def exported(format, camera=None, precision="fp32", outputs=("cls", "patches", "grid")):
         if format != "aoti":
             pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
             pytest.importorskip("onnxscript")
@@ -89,10 +89,11 @@ def exported(shallow_directory, tmp_path_factory):
             shallow_directory,
             out,
             format=format,
-            precision="fp32",
+            precision=precision,
             size=SIZE,
             batch=(1, 1, 1),
             camera=camera,
+            outputs=outputs,
             layer_parity=False,
         )
         return out
@@ -155,6 +156,106 @@ def test_a_program_refuses_what_the_export_does_not_take(name, program, exported
     assert list(tmp_path.iterdir()) == [pixels]
 
 
+@pytest.mark.parametrize(("name", "format"), PROGRAMS.items(), ids=lambda value: value.split("_")[0])
+def test_outputs_are_those_of_the_sidecar(name, format, program, exported, shallow_directory, photograph, tmp_path):
+    executable, names = program(name), ("layer_0", "cls")
+    encoder = Encoder.from_pretrained(shallow_directory)
+    pixels = encoder.preprocess(photograph, size=SIZE)
+    pixels.numpy().tofile(tmp_path / "pixels.raw")
+    model = exported(format, outputs=names)
+    status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x64x64", tmp_path / "features")
+    assert status == 0, output
+    layer = encoder.intermediate_layers(pixels, n=[0])[0]
+    wanted = {"layer_0": torch.cat([layer.cls[:, None], layer.patches], 1), "cls": encoder(pixels).cls}
+    for of_name, values in wanted.items():
+        got = torch.from_numpy(np.fromfile(tmp_path / f"features.{of_name}.f32", np.float32)).view(values.shape)
+        torch.testing.assert_close(got, values, rtol=1e-3, atol=1e-3)
+    assert {file.name for file in tmp_path.iterdir()} == {"pixels.raw", *(f"features.{it}.f32" for it in names)}
+
+
+@pytest.mark.parametrize("name", ["onnx_encoder", "openvino_encoder"])
+def test_the_camera_loop_encodes_the_newest_frame_and_counts_the_rest(
+    name, program, exported, shallow_directory, photograph
+):
+    executable, model = program(name), exported("onnx", Camera(96, 128))
+    picture = np.array(Image.open(photograph).convert("RGB").resize((128, 96)))
+    frames = [np.zeros_like(picture)] * 300 + [picture]
+    command = [executable, model, "-"]
+    given = b"".join(frame.tobytes() for frame in frames) + b"half a frame"
+    done = subprocess.run([*map(str, command)], input=given, capture_output=True, timeout=300, check=False)
+    lines = done.stdout.decode().splitlines()
+    assert done.returncode == 0, done.stderr
+    dropped = [int(line.rpartition(" ")[2]) for line in lines]
+    assert len(lines) + sum(dropped) == len(frames)
+    assert len(lines) < len(frames)  # they come faster than any encoder
+    expected = Encoder.from_pretrained(shallow_directory).encode(picture, size=SIZE).cls[0, 0].item()
+    assert float(lines[-1].split()[1].rstrip(",")) == pytest.approx(expected, abs=1e-3)
+    assert 0 < float(lines[-1].split("age ")[1].split()[0]) < 60_000
+
+
+def test_openvino_computes_in_the_export_s_precision(program, exported, shallow_directory, photograph, tmp_path):
+    """The program's numbers are the Python runtime's, and not those of fp32."""
+    openvino = pytest.importorskip("openvino")
+    executable = program("openvino_encoder")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bf16")
+    encoder = Encoder.from_pretrained(shallow_directory)
+    encoder.preprocess(photograph, size=SIZE).numpy().tofile(tmp_path / "pixels.raw")
+    got = {}
+    for precision in ("fp32", "bf16"):
+        model = exported("openvino", precision=precision)
+        status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x64x64", tmp_path / precision)
+        assert status == 0, output
+        got[precision] = torch.from_numpy(np.fromfile(tmp_path / f"{precision}.cls.f32", np.float32))
+        expected = load_runtime(model).encode(photograph).cls[0]
+        torch.testing.assert_close(got[precision], expected, rtol=1e-5, atol=1e-5)
+    assert (got["fp32"] - got["bf16"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_without_usable_facts_says_so(name, program, exported, tmp_path):
+    executable, model = program(name), exported(PROGRAMS[name])
+    np.zeros((1, 3, *SIZE), np.float32).tofile(tmp_path / "pixels.raw")
+    copy = tmp_path / model.name
+    copy.write_bytes(model.read_bytes())
+    arguments = (copy, tmp_path / "pixels.raw", "1x3x64x64", tmp_path / "features")
+    status, output = run(executable, *arguments)
+    assert status == 1
+    assert f"{copy}.json cannot be read" in output
+    for facts in ("", "[", '{"precision": "fp32"}', '{"a": "\\u12', '{"a": 1e}', "[" * 100_000, '{"a" 1}', '"\\'):
+        copy.with_name(f"{copy.name}.json").write_text(facts)
+        status, output = run(executable, *arguments)
+        assert status == 1, facts
+        assert f"{copy}.json does not describe an export" in output
+    status, output = run(executable, model, "-")
+    assert status == 1
+    assert "takes no frames; export it with --uint8-input" in output
+
+
+def test_onnx_runtime_is_never_silently_on_the_cpu(program, exported, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    executable, pixels = program("onnx_encoder"), tmp_path / "pixels.raw"
+    np.zeros((1, 3, *SIZE), np.float32).tofile(pixels)
+    for device in ("cuda", "cuda:1", "tpu"):
+        arguments = ("--device", device, exported("onnx"), pixels, "1x3x64x64", tmp_path / "features")
+        status, output = run(executable, *arguments)
+        assert status == 1, output
+        assert "error: " in output
+    assert list(tmp_path.iterdir()) == [pixels]
+
+
+def test_tensorrt_s_program_compiles_against_nvidia_s_headers(need_compiler):
+    """VDE_NVIDIA_HEADERS: folders with NvInfer.h and cuda_runtime_api.h, with colons between them."""
+    if not os.environ.get("VDE_NVIDIA_HEADERS"):
+        pytest.skip("VDE_NVIDIA_HEADERS names no headers of TensorRT and CUDA")
+    need_compiler()
+    folders = [word for folder in os.environ["VDE_NVIDIA_HEADERS"].split(":") for word in ("-isystem", folder)]
+    warnings = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
+    status, output = run("c++", "-std=c++17", *warnings, *folders, "-fsyntax-only", SOURCE / "tensorrt_encoder.cpp")
+    assert status == 0, output
+
+
 def test_a_program_whose_library_is_missing_is_left_out(configure, tmp_path):
     nowhere = [f"-DCMAKE_FIND_ROOT_PATH_MODE_{kind}=ONLY" for kind in ("INCLUDE", "LIBRARY", "PACKAGE")]
     _, said = configure(f"-DCMAKE_FIND_ROOT_PATH={tmp_path}", *nowhere)
@@ -162,6 +263,7 @@ def test_a_program_whose_library_is_missing_is_left_out(configure, tmp_path):
         "onnx_encoder": "ONNXRUNTIME",
         "openvino_encoder": "OpenVINO",
         "aoti_encoder": "TORCH",
+        "tensorrt_encoder": "TENSORRT",
     }.items():
         assert f"{name} is left out" in said
         assert f"-D{option}_DIR=" in said
