@@ -160,6 +160,26 @@ def test_a_saved_policy_acts_the_same_without_the_encoders_directory(stack, enco
         type(policy)(again.config)  # a fresh policy takes fresh weights, never those of chance
 
 
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("vit_small_patch16_dinov3", {"img_size": 64}),
+        ("vit_base_patch16_siglip_224", {"img_size": 64, "embed_dim": 48}),
+    ],
+)
+def test_encoders_of_other_families_are_trained_and_saved(stack, architecture, arguments, tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(architecture, {"depth": 1, "num_heads": 2} | arguments)
+    Encoder(config.build_backbone(), config).save_pretrained(tmp_path / "encoder")
+    policy = make(stack, "vde_act", tmp_path / "encoder", freeze_encoder=False).train()
+    policy.forward(batch("vde_act", True))[0].backward()
+    first = next(iter(policy.model.backbone.encoder.backbone.blocks[0].parameters()))
+    assert first.grad.abs().sum() > 0
+    actions = act(policy, "vde_act")
+    policy.save_pretrained(tmp_path / "policy")
+    assert torch.equal(act(type(policy).from_pretrained(tmp_path / "policy"), "vde_act"), actions)
+
+
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_file_that_lacks_the_encoder_is_refused(stack, encoder, kind, tmp_path):
     from safetensors.torch import load_file, save_file

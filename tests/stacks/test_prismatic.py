@@ -135,6 +135,21 @@ def test_another_size_and_block_can_be_asked_for(stack, directory):
     torch.testing.assert_close(backbone(pixels), expected)
 
 
+def test_registers_are_no_patches_and_another_architecture_is_refused(stack, tmp_path):
+    for name, arguments in {"vit_small_patch14_reg4_dinov2": {"img_size": 224}, "vit_small_patch16_dinov3": {}}.items():
+        config = ModelConfig(name, {"depth": 2, **arguments})
+        Encoder(config.build_backbone(), config).save_pretrained(tmp_path / name)
+    prismatic.register("registers", tmp_path / "vit_small_patch14_reg4_dinov2")
+    backbone, transform = stack.get_vision_backbone_and_transform("registers", "resize-naive")
+    pixels = transform(Image.new("RGB", (64, 64), "red"))[None]
+    encoder = Encoder.from_pretrained(tmp_path / "vit_small_patch14_reg4_dinov2")
+    expected = encoder.intermediate_layers(pixels, n=[0], norm=False)[0].patches
+    torch.testing.assert_close(backbone(pixels), expected)
+    assert backbone.num_patches == 256
+    with pytest.raises(InputError, match="Eva, and Prismatic takes its VisionTransformer alone"):
+        prismatic.register("rotary", tmp_path / "vit_small_patch16_dinov3")
+
+
 def test_a_name_that_is_taken_and_a_missing_prismatic_are_refused(stack, directory, monkeypatch):
     with pytest.raises(InputError, match="choose another name"):
         prismatic.register("dinov2-vit-l", directory)

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.hub import find_model
+from video_distilled_encoder.model_directory import read
 
 
 def register(identifier: str, encoder: str | Path = "nota/vfd-vits16", image_size: int = 224, block: int = -2) -> None:
@@ -28,7 +30,8 @@ def register(identifier: str, encoder: str | Path = "nota/vfd-vits16", image_siz
         block: whose patch tokens are used, before the final norm; Prismatic's choice is the last but one.
 
     Raises:
-        InputError: there is no such encoder, Prismatic is not installed, or it has another backbone of that name.
+        InputError: there is no such encoder, it is no plain ViT of timm's, Prismatic is not installed, or it has
+            another backbone of that name.
     """
     try:
         registry = importlib.import_module("prismatic.models.materialize").VISION_BACKBONES
@@ -38,7 +41,11 @@ def register(identifier: str, encoder: str | Path = "nota/vfd-vits16", image_siz
         ) from error
     if identifier in registry:
         raise InputError(f"Prismatic has a vision backbone {identifier!r} already; choose another name")
-    backbone = backbone_class(find_model(encoder), block)
+    directory = find_model(encoder)
+    kind = type(read(directory)[0])
+    if not issubclass(kind, VisionTransformer):
+        raise InputError(f"{encoder} is timm's {kind.__name__}, and Prismatic takes its VisionTransformer alone")
+    backbone = backbone_class(directory, block)
     registry[identifier] = {"cls": backbone, "kwargs": {"default_image_size": image_size}}
 
 
