@@ -29,6 +29,7 @@ METHODS = {
     "vfd": [],
     "attmask": [],
     "distill": ["--objective.teacher=nota/vfd-vits16", "--objective.hidden=32"],
+    "dora": ["--objective.objects=2", "--clips.frames=3", "--clips.stride=0.5"],
     "timet": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
     "paka": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
 }
@@ -37,6 +38,7 @@ PASSES = {
     "vfd": [(4, 64), (4, 32)],
     "attmask": [(4, 64), (2, 32)],
     "distill": [(1, 64)],
+    "dora": [(3 + 6, 64), (6, 32)],
     "timet": [(5, 64)],
     "paka": [(2, 64)],
 }

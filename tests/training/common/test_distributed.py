@@ -59,8 +59,12 @@ LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--
         ],
         ["--recipe", "smoke", "timet", "--objective.head.prototypes=16", *LAST_BLOCK],
         ["--recipe", "smoke", "paka", *LAST_BLOCK],
+        [
+            *["--recipe", "smoke", "dora", "--clips.frames=3", "--clips.stride=0.5", "--views.local_views=2"],
+            *["--objective.objects=2", "--objective.head.prototypes=64", "--objective.quirks=authors"],
+        ],
     ],
-    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka"],
+    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora"],
 )
 def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, options):
     launchers = ("none", "torchrun")

@@ -185,6 +185,6 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
 
 
 def test_methods_are_the_files_of_the_folder():
-    assert method_names() == ["attmask", "dino", "distill", "ibot", "paka", "timet", "vfd"]
+    assert method_names() == ["attmask", "dino", "distill", "dora", "ibot", "paka", "timet", "vfd"]
     with pytest.raises(InputError, match=r"clips\.frames is 3"):
         build("dino-frames", "--clips.frames=3")
