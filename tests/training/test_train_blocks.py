@@ -29,7 +29,7 @@ METHODS = {
     "vfd": [],
     "attmask": [],
     "distill": ["--objective.teacher=nota/vfd-vits16", "--objective.hidden=32"],
-    "dora": ["--objective.objects=2", "--clips.frames=3", "--clips.stride=0.5"],
+    "dora": ["--objective.objects=2", "--clips.frames=3", "--clips.stride=0.5", "--views.local_size=32"],
     "timet": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
     "paka": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
 }

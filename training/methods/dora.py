@@ -110,15 +110,13 @@ class Method(SelfDistillation):
         objects_BTOC = dino.encode_cls(self.student.backbone, seen.flatten(1, 2)).unflatten(1, mask_BTON.shape[1:3])
         local_BTLC = dino.encode_cls(self.student.backbone, local).unflatten(1, (frames.shape[1], -1))
         learnt = torch.cat([objects_BTOC, local_BTLC], dim=2)
-        weights = view_weights(
-            frames.shape[1], mask_BTON.shape[2], local_BTLC.shape[2], self.objective.quirks == "authors"
-        )
-        weights_BTV = weights.to(learnt.device).expand(learnt.shape[:3]) / taught_BTC[..., 0].numel()
+        counts = frames.shape[1], mask_BTON.shape[2], local_BTLC.shape[2]
+        weights_V = view_weights(*counts, self.objective.quirks == "authors")
+        scale = weights_V.sum().item()  # what `distill` takes sums to 1
+        share_V = (weights_V / scale / taught_BTC[..., 0].numel()).to(torch.promote_types(learnt.dtype, torch.float32))
+        weights_BTV = share_V.to(learnt.device).expand(learnt.shape[:3])
         metrics: dict[str, Tensor] = {}
-        # what `distill` takes sums to 1
-        loss = weights.sum() * self.distill(
-            "cls", learnt, taught_BTC, at.progress, metrics, weights=weights_BTV / weights.sum()
-        )
+        loss = scale * self.distill("cls", learnt, taught_BTC, at.progress, metrics, weights=weights_BTV)
         metrics |= {"global_loss": loss.detach(), "kept": mask_BTON.float().mean(), "overlap": overlap(mask_BTON)}
         return Losses(loss, metrics)
 
@@ -214,11 +212,12 @@ def show(frames: Tensor, mask: Tensor, patch: int) -> Tensor:
 
 
 def view_weights(frames: int, objects: int, local_views: int, quirks: bool = False) -> Tensor:
-    """Return the (O + L,) weights of a frame's masked views and local views, whose sum is 1 but for `quirks`."""
-    each = torch.full((objects,), 1 / objects)
+    """Return the (O + L,) float64 weights of a frame's masked and local views; their sum is 1 but for `quirks`."""
+    each = torch.full((objects,), 1 / objects, dtype=torch.float64)
     if quirks:  # object o is counted again, by a T-th of what it was, with every object after it
-        each *= torch.tensor([sum(frames**-later for later in range(objects - number)) for number in range(objects)])
-    local = torch.ones(local_views)
+        times = [sum(frames**-later for later in range(objects - number)) for number in range(objects)]
+        each *= torch.tensor(times, dtype=each.dtype)
+    local = torch.ones(local_views, dtype=torch.float64)
     if quirks:
         local[0] = 0
     return torch.cat([each, each.sum() * local / local.sum()]) / 2

@@ -61,6 +61,7 @@ LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--
         ["--recipe", "smoke", "paka", *LAST_BLOCK],
         [
             *["--recipe", "smoke", "dora", "--clips.frames=3", "--clips.stride=0.5", "--views.local_views=2"],
+            "--views.local_size=32",
             *["--objective.objects=2", "--objective.head.prototypes=64", "--objective.quirks=authors"],
         ],
     ],
