@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.pipeline import export
-from training.releases.publishing import picture_of
+from training.releases.publishing import Weights, fill_page, picture_of
 from video_distilled_encoder import Encoder, encode
 from video_distilled_encoder.hub import BUNDLED_RELEASES
 
@@ -41,6 +41,17 @@ def test_its_card_is_the_one_in_model_cards(release):
     picture = picture_of(release.name)
     assert f"]({picture})" in card
     assert (release / picture).read_bytes() == (ROOT / "model_cards" / picture).read_bytes()
+
+
+def test_the_readmes_figures_are_those_of_the_results(tmp_path):
+    page = tmp_path / "README.md"
+    (tmp_path / "model_cards").mkdir()
+    for path in (page, tmp_path / "model_cards" / "figures.template.md"):
+        path.write_text((ROOT / path.relative_to(tmp_path)).read_text(encoding="utf-8"), encoding="utf-8")
+    before = page.read_text(encoding="utf-8")
+    assert "<!-- figures: model_cards/figures.template.md -->\n|" in before
+    fill_page(page, ROOT / "model_cards" / "results", Weights.of(BUNDLED_RELEASES / "nota" / "vfd-vits16-warm"))
+    assert page.read_text(encoding="utf-8") == before
 
 
 def test_exports(tmp_path):
