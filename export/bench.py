@@ -28,9 +28,8 @@ from export.benchmark.rounds import Rounds, Settings
 from export.benchmark.subjects import transformers_config
 from export.cli import parse_size
 from export.pipeline import FORMATS
-from export.versions import differences
 from video_distilled_encoder import Encoder
-from video_distilled_encoder.errors import InputError, command, import_pyplot, warn
+from video_distilled_encoder.errors import InputError, command, import_pyplot
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
@@ -200,8 +199,6 @@ def check_artefact(path: Path, device: str) -> None:
     made_for = artefact.device or kind
     if made_for != kind:
         raise InputError(f"{path} was made for {made_for}; give --device {made_for}, or export it for {kind}")
-    if other := differences(artefact.facts.get("versions", {})):
-        warn(f"{path} was exported by other versions, {other}, and is measured as it is; export it again to compare")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         help="take uint8 RGB frames of this size, and resize, crop and normalise inside",
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="NHWC", help="of those frames (%(default)s)")
-    parser.add_argument("--crop-mode", choices=CROP_MODES, default="center", help="of those frames (%(default)s)")
+    parser.add_argument("--crop-mode", choices=CROP_MODES, help="of those frames (the model's own)")
     parser.add_argument("--calibration", type=Path, help="folder of your images, to compare on and for int8's ranges")
     parser.add_argument(
         "--device", help="where it is to run: cpu, cuda, or OpenVINO's gpu (cuda for an engine of TensorRT, else cpu)"

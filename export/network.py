@@ -90,7 +90,7 @@ def camera_bands(camera: Camera, size: tuple[int, int], encoder: Encoder) -> tup
     """Return the weights with which rows and columns of a frame are resized: constants, made before tracing."""
     config = encoder.config
     frame = (camera.height, camera.width)
-    resized, crop = plan_resize(frame, size, camera.crop_mode, config.crop_pct, encoder.patch_size)
+    resized, crop = plan_resize(frame, size, camera.crop_mode or config.crop_mode, config.crop_pct, encoder.patch_size)
     return both_bands(frame, resized, crop, config.interpolation, encoder.device)
 
 

@@ -102,7 +102,7 @@ def export(
         size=None if dynamic_size else size or encoder.image_size,
         default_size=size or encoder.image_size,
         batch=batch,
-        camera=camera,
+        camera=camera and dataclasses.replace(camera, crop_mode=camera.crop_mode or encoder.config.crop_mode),
         outputs=tuple(outputs),
         embed_dim=encoder.embed_dim,
         patch_size=encoder.patch_size,

@@ -162,12 +162,22 @@ class Stream:
 
     @property
     def totals(self) -> StreamTotals:
-        """How many frames were put, encoded, dropped and failed so far; also after `close`."""
+        """How many frames were put, encoded, dropped and failed so far; also after `close`.
+
+        Raises:
+            InputError: this process was forked from the one that opened the stream.
+        """
+        refuse_forked(self._process, _OPENED)
         with self._lock:
             return StreamTotals(self._put, self._encoded, self._dropped, self._failed)
 
     def close(self) -> None:
-        """Stop. Waits for the one frame being encoded, so that afterwards nothing uses the encoder any more."""
+        """Stop. Waits for the one frame being encoded, so that afterwards nothing uses the encoder any more.
+
+        In a process forked from the one that opened the stream nothing runs, and nothing is done.
+        """
+        if os.getpid() != self._process:  # a lock that another thread held when it was forked is never let go
+            return
         with self._lock:
             self._closed = True
             self._dropped += self._waiting is not None

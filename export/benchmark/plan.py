@@ -13,7 +13,7 @@ from export.benchmark.rows import DTYPES, Failure, Group, Row
 from export.pipeline import FORMATS
 from export.versions import code_sha256, differences, versions
 from video_distilled_encoder import model_directory
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, MissingExtra, warn
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact
 
 TORCH = ("torch", "torch-compile")
@@ -84,7 +84,10 @@ def _artefact_rows(wanted: Wanted) -> Iterable[Row]:
         artefact = Artefact.read(path)
         camera = artefact.camera
         label = f"{path.name} of {camera.height}x{camera.width} frames" if camera else path.name
-        if differences(artefact.facts.get("versions", {})):
+        if other := differences(artefact.facts.get("versions", {})):
+            warn(
+                f"{path} was exported by other versions, {other}, and is measured as it is; export it again to compare"
+            )
             label += " (by other versions)"
         for size in [artefact.size] if artefact.size else dict.fromkeys(wanted.sizes):
             for batch in dict.fromkeys(wanted.batches):

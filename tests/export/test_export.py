@@ -230,6 +230,23 @@ def test_an_export_fits_images_as_its_encoder_does(shallow_directory, tmp_path, 
     assert cosine(got.patches, encoder.encode(photograph, size=SIZE, crop_mode="squash").patches) > 0.99999
 
 
+@pytest.mark.parametrize(("given", "used"), [([], "squash"), (["--crop-mode", "center"], "center")])
+def test_frames_are_cut_as_the_model_says_unless_told(
+    run_command, shallow_directory, tmp_path, photograph, given, used
+):
+    encoder = Encoder.from_pretrained(shallow_directory)
+    encoder.config = dataclasses.replace(encoder.config, crop_mode="squash", crop_pct=1.0)
+    encoder.save_pretrained(tmp_path / "squash")
+    options = ("--size", "64x96", "--uint8-input", "90x240", "--no-layer-parity", *given)
+    out = tmp_path / "e.onnx"
+    assert run_command(cli.main, "--format", "onnx", "--model", tmp_path / "squash", "--out", out, *options) is None
+    frame = np.asarray(open_image(photograph).resize((240, 90)))
+    runtime = load_runtime(out)
+    assert runtime.artefact.camera.crop_mode == used
+    expected = encoder.encode(frame, size=(64, 96), crop_mode=used).patches
+    assert cosine(runtime.encode(frame).patches, expected) > 0.99999
+
+
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_dynamic_size(shallow_directory, tmp_path, photograph, format):
     if format == "openvino":

@@ -388,8 +388,12 @@ def test_a_runtime_of_a_forked_process_says_so(exported, one_thread, format):
     for use in (lambda: runtime.run(pixels), lambda: runtime.encode(pixels[0])):
         assert told_in_a_fork(use).startswith("this runtime was loaded before this process was forked")
     with Stream(runtime) as stream:
-        for use in (lambda: stream.put(pixels[0]), stream.get):
+        for use in (lambda: stream.put(pixels[0]), stream.get, lambda: stream.totals):
             assert told_in_a_fork(use).startswith("this stream was opened before this process was forked")
+        with stream._lock:  # as the worker may hold it at the time
+            assert told_in_a_fork(stream.close) == ""
+        stream.put(pixels[0])
+        assert stream.get(20).number == 0
 
 
 @pytest.mark.parametrize("format", FORMATS)

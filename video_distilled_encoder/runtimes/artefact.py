@@ -48,8 +48,8 @@ class Camera:
     width: int
     layout: str = "NHWC"
     """NHWC or NCHW; RGB, uint8."""
-    crop_mode: str = "center"
-    """center or squash, as of `Encoder.encode`."""
+    crop_mode: str | None = None
+    """center or squash, as of `Encoder.encode`; None, before the export is made: the model's own."""
 
     def shape(self, batch: int) -> tuple[int, ...]:
         """Return the shape of a batch of frames."""
