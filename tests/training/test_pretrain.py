@@ -227,9 +227,9 @@ def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, t
     assert weights == (whole / "encoder" / "model.safetensors").read_bytes()
 
 
-def test_a_time_too_short_to_begin_is_refused(clip, frames, tmp_path):
+def test_a_time_too_short_to_begin_is_refused(clip, tmp_path):
     with pytest.raises(InputError, match="the time was over when 0 of 1 videos were extracted"):
-        pretrain([clip], tmp_path / "short", read_recipe("smoke"), frames=frames, max_seconds=0.0)
+        pretrain([clip], tmp_path / "short", read_recipe("smoke"), frames=tmp_path / "frames", max_seconds=0.0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(losses, clip, frames, tmp_path):

@@ -275,7 +275,7 @@ def test_frames_are_taken_as_bytes(trt, gpu, tmp_path):
     wanted = options(input_name="frames", input_shape=(32, 32, 3))
     path = tmp_path / "encoder.engine"
     path.write_bytes(tensorrt.build(write_graph(tmp_path / "e.onnx", camera=True), wanted, CPU))
-    artefact = artefact_of(path, Camera(32, 32))
+    artefact = artefact_of(path, Camera(32, 32, crop_mode="center"))
     runtime = Runtime(artefact, tensorrt.TensorRtSession(path, artefact, CPU), lambda: runtime)
     frames = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     outputs = {name: value / 255 for name, value in runtime.run(frames).items()}
@@ -288,7 +288,7 @@ def test_an_engine_of_other_tensors_than_its_json_says_is_refused(trt, gpu, tmp_
         InputError, match=r"has pixel_values FLOAT, cls FLOAT.* but its JSON says .*patches FLOAT; export"
     ):
         load_runtime(path, device="cuda")
-    artefact_of(path, Camera(32, 32), made_for=tensorrt.made_for(options(), CPU)).write(sidecar(path))
+    artefact_of(path, Camera(32, 32, crop_mode="center"), made_for=tensorrt.made_for(options(), CPU)).write(sidecar(path))
     with pytest.raises(InputError, match="says frames UINT8"):
         load_runtime(path, device="cuda")
 
