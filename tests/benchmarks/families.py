@@ -107,10 +107,8 @@ def exported(format: str, precision: str = "fp32", **options: Any) -> Callable[[
         if not subject.directory.exists():
             subject.encoder.save_pretrained(subject.directory)
         out = subject.folder / f"{format}-{precision}-{len(options)}{SUFFIXES[format]}"
-        camera = {"camera": Camera(120, 160)} if "camera" in options else {}
-        dynamic = ("dynamic" in options and {"dynamic_size": True}) or {}
-        export(subject.directory, out, format=format, precision=precision, layer_parity=False, **camera, **dynamic)
-        image = subject.image.resize((160, 120)) if camera else subject.image
+        export(subject.directory, out, format=format, precision=precision, layer_parity=False, **options)
+        image = subject.image.resize((160, 120)) if "camera" in options else subject.image
         with torch.no_grad():
             expected = subject.encoder.encode(image)._asdict()
         wanted = {name: expected[name] for name in ("cls", "patches")}

@@ -288,7 +288,9 @@ def test_an_engine_of_other_tensors_than_its_json_says_is_refused(trt, gpu, tmp_
         InputError, match=r"has pixel_values FLOAT, cls FLOAT.* but its JSON says .*patches FLOAT; export"
     ):
         load_runtime(path, device="cuda")
-    artefact_of(path, Camera(32, 32, crop_mode="center"), made_for=tensorrt.made_for(options(), CPU)).write(sidecar(path))
+    artefact_of(path, Camera(32, 32, crop_mode="center"), made_for=tensorrt.made_for(options(), CPU)).write(
+        sidecar(path)
+    )
     with pytest.raises(InputError, match="says frames UINT8"):
         load_runtime(path, device="cuda")
 
