@@ -42,10 +42,8 @@ class Network(nn.Module):
         if artefact.size is not None:
             fix_size(backbone, artefact.size)
         for module in backbone.modules():
-            if hasattr(
-                module, "relative_position_bias_table"
-            ):  # BEiT: torch cannot decompose fused attention with these
-                module.fused_attn = False
+            if hasattr(module, "relative_position_bias_table"):
+                module.fused_attn = False  # which torch cannot decompose for ONNX with BEiT's biases
         self.backbone = backbone.to(dtype)
         if dtype == torch.bfloat16:
             backbone.patch_embed.proj = _InFloat32(backbone.patch_embed.proj, dtype)

@@ -146,7 +146,7 @@ def check(artefact: Artefact, encoder: Encoder) -> None:
         if artefact.size is None:
             raise InputError("this family of encoders takes one size of image; export without --dynamic-size")
         encoder.tokens.check(artefact.size)
-    depth, features = encoder.tokens.depth, (*FEATURES, *[REGISTERS][: encoder.tokens.registers])
+    depth, features = encoder.depth, (*FEATURES, *[REGISTERS][: encoder.tokens.registers])
     known_outputs = {*features, *(f"{LAYER}{number}" for number in range(depth))}
     wrong = [name for name in artefact.outputs if name not in known_outputs]
     if wrong or not artefact.outputs or len(set(artefact.outputs)) < len(artefact.outputs):
@@ -250,7 +250,7 @@ def write(job: Job, artefact: Artefact, path: Path) -> tuple[Artefact, Runtime]:
 
 def measure_layers(job: Job, artefact: Artefact, images: list[Tensor]) -> dict[str, parity.Parity]:
     """Export once more with every block as an output, and compare these."""
-    depth = job.encoder.tokens.depth
+    depth = job.encoder.depth
     every = dataclasses.replace(artefact, outputs=tuple(f"{LAYER}{number}" for number in range(depth)))
     with tempfile.TemporaryDirectory() as folder:
         _, runtime = write(job, every, Path(folder) / f"layers{SUFFIXES[artefact.format]}")

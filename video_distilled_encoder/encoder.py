@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi
@@ -102,6 +102,12 @@ class Encoder(nn.Module):
         return self.tokens.patch_size
 
     @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        backbone: Any = self.backbone
+        return len(backbone.blocks)
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels that the weights were made for, and the default of `encode`."""
         return image_size(self.backbone)
@@ -146,7 +152,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: there is no such block, or the shape does not fit.
         """
-        depth = self.tokens.depth
+        depth = self.depth
         blocks = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
         if not blocks or min(blocks) < 0 or max(blocks) >= depth:
             raise InputError(f"n={n!r} asks for blocks that are not there; the encoder has blocks 0 to {depth - 1}")

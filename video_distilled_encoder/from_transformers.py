@@ -24,7 +24,7 @@ _SHARED = (
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings(?:\.projection)?", "patch_embed.proj"),
     (r"(?:encoder\.|model\.)?layer\.(\d+)\.", r"blocks.\1."),
-    (r"layernorm|norm(?=\.(?:weight|bias)$)", "norm"),
+    (r"layernorm", "norm"),
     (r"attention\.(?:attention\.)?q(?:uery|_proj)", "attn.q"),
     (r"attention\.(?:attention\.)?k(?:ey|_proj)", "attn.k"),
     (r"attention\.(?:attention\.)?v(?:alue|_proj)", "attn.v"),

@@ -32,8 +32,6 @@ class TokenLayout:
     """Side of a patch in pixels."""
     width: int
     """C."""
-    depth: int
-    """Number of blocks."""
     only_size: tuple[int, int] | None
     """(height, width) in pixels, where the family takes no other."""
 
@@ -55,7 +53,6 @@ class TokenLayout:
             has_cls=getattr(network, "cls_token", None) is not None,
             patch_size=sides[0],
             width=network.embed_dim,
-            depth=len(network.blocks),
             only_size=None if getattr(network, "dynamic_img_size", False) else image_size(network),
         )
 

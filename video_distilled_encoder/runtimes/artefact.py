@@ -22,6 +22,7 @@ import torch
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256, write_json
 from video_distilled_encoder.model_config import CROP_MODES, ModelConfig
+from video_distilled_encoder.tokens import TokenLayout
 
 PIXELS = "pixel_values"
 FRAMES = "frames"
@@ -113,6 +114,11 @@ class Artefact:
         return ModelConfig(**{name: getattr(self, name) for name in names})
 
     @property
+    def tokens(self) -> TokenLayout:
+        """What its tokens are."""
+        return TokenLayout(self.prefix, self.has_cls, self.patch_size, self.embed_dim, self.size)
+
+    @property
     def device(self) -> str | None:
         """The kind of device that its code is compiled for, "cpu" or "cuda"; None if for none."""
         return "cuda" if self.format == "tensorrt" else self.made_for.get("device")
@@ -123,13 +129,13 @@ class Artefact:
 
     def output_shape(self, name: str, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
         """Return an output's shape for a network input of `size` pixels."""
-        height, width = (side // self.patch_size for side in size)
+        height, width = self.tokens.grid(size)
         if name == "cls":
             return batch, self.embed_dim
         if name == "grid":
             return batch, self.embed_dim, height, width
         if name == REGISTERS:
-            return batch, self.prefix - self.has_cls, self.embed_dim
+            return batch, self.tokens.registers, self.embed_dim
         return batch, height * width + (0 if name == "patches" else self.prefix), self.embed_dim
 
     def write(self, path: Path) -> None:

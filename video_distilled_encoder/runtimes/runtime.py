@@ -14,7 +14,6 @@ from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images, as_size, load, preprocess
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
-from video_distilled_encoder.tokens import check_size
 
 _LOADED = "this runtime was loaded"
 
@@ -90,7 +89,11 @@ class Runtime:
         tokens = [outputs[name] for name in self.artefact.outputs if name.startswith(LAYER)]
         if not tokens:
             raise InputError("this export holds no intermediate layers; export with --outputs cls patches layer_5 …")
-        return [self._features(self._split(layer), inputs) for layer in tokens]
+        layout = self.artefact.tokens
+        features = (
+            {"cls": layout.cls(t), "patches": layout.patches(t), "registers": layout.register_tokens(t)} for t in tokens
+        )
+        return [self._features(found, inputs) for found in features]
 
     def encode(
         self, images: Images, *, size: int | tuple[int, int] | None = None, crop_mode: str | None = None
@@ -167,7 +170,7 @@ class Runtime:
             empty = ", an empty batch" if shape[:1] == (0,) else ""
             raise InputError(f"this export takes (batch, {expected}), got {shape}{empty}")
         if artefact.size is None:
-            check_size(self._size(inputs), artefact.patch_size)
+            artefact.tokens.check(self._size(inputs))
 
     def _size(self, inputs: Tensor) -> tuple[int, int]:
         """(height, width) of the network's input."""
@@ -182,7 +185,7 @@ class Runtime:
 
     def _features(self, outputs: dict[str, Tensor], inputs: Tensor) -> EncoderOutput:
         """Complete the features: patches and grid are views of one another."""
-        grid = [side // self.artefact.patch_size for side in self._size(inputs)]
+        grid = self.artefact.tokens.grid(self._size(inputs))
         cls, patches, features, registers = (outputs.get(name) for name in EncoderOutput._fields)
         if patches is None and features is not None:
             patches = features.flatten(2).transpose(1, 2)
@@ -193,10 +196,3 @@ class Runtime:
             )
         features = patches.mT.unflatten(-1, grid) if features is None else features
         return EncoderOutput(cls, patches, features, patches[:, :0] if registers is None else registers)
-
-    def _split(self, tokens: Tensor) -> dict[str, Tensor]:
-        """(B, P + N, C) of a block -> its features by name."""
-        prefix, has_cls = self.artefact.prefix, self.artefact.has_cls
-        patches = tokens[:, prefix:]
-        cls = tokens[:, 0] if has_cls else patches.mean(1)
-        return {"cls": cls, "patches": patches, "registers": tokens[:, int(has_cls) : prefix]}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from video_distilled_encoder.encoder import Encoder
 from video_distilled_encoder.model_config import ModelConfig
-from video_distilled_encoder.preprocessing import check_size
+from video_distilled_encoder.tokens import check_size
 
 
 class Cameras(nn.Module):
