@@ -33,7 +33,7 @@ def recipe_of(method, architecture, *settings):
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-@pytest.mark.parametrize("method", ["vfd", "dino-frames", "ibot", "distill", "timet", "paka"])
+@pytest.mark.parametrize("method", ["vfd", "dino-frames", "ibot", "distill", "timet", "paka", "rsp-cpu"])
 def test_every_method_trains_them_from_weights_that_exist(method, architecture, clip, tmp_path, one_thread):
     config = ModelConfig(architecture, FAMILIES[architecture])
     start = Encoder(config.build_backbone(), config)
@@ -86,7 +86,3 @@ def test_drop_paths_of_a_list_of_blocks_are_drawn_once_a_pass():
 def test_what_the_methods_cannot_train_is_refused(architecture, why):
     with pytest.raises(InputError, match=f"{architecture} cannot be trained here: it {why}"):
         build_method(recipe_of("vfd", architecture))
-    with pytest.raises(InputError, match="whose rotary positions it does not know"):
-        build_method(
-            recipe_of("vfd", "vit_small_patch16_dinov3", "--objective.token_dropout=0.5", "--objective.patch_share=0.5")
-        )

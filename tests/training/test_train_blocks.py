@@ -31,6 +31,7 @@ METHODS = {
     "distill": ["--objective.teacher=nota/vfd-vits16", "--objective.hidden=32"],
     "dora": ["--objective.objects=2", "--clips.frames=3", "--clips.stride=0.5", "--views.local_size=32"],
     "timet": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
+    "rsp-cpu": ["--objective.decoder.width=64", "--objective.decoder.depth=1", "--objective.decoder.heads=4"],
     "paka": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
 }
 
@@ -40,6 +41,7 @@ PASSES = {
     "distill": [(1, 64)],
     "dora": [(3 + 6, 64), (6, 32)],
     "timet": [(5, 64)],
+    "rsp-cpu": [(2, 64), (1, 32)],  # of 64 pixels a quarter of the patches is shown
     "paka": [(2, 64)],
 }
 """Per clip, passes of student and teacher through the backbone, and the side of what they see."""

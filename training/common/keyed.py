@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,15 @@ def uniform(key: int, rows: Tensor, columns: int) -> Tensor:
     """
     column = mix(key + torch.arange(columns, device=rows.device) * 7919)
     return unit(mix(rows[:, None] + column))
+
+
+def normal(key: int, rows: Tensor, columns: int) -> Tensor:
+    """Draw numbers as `uniform` does, of a normal distribution of mean 0 and deviation 1 (Box and Muller's way)."""
+    pairs = -(-columns // 2)
+    length, turn = uniform(key, rows, 2 * pairs).split(pairs, dim=1)
+    radius = (-2 * torch.log1p(-length)).sqrt()
+    angle = 2 * math.pi * turn
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :columns]
 
 
 def number(key: int, column: int) -> float:

@@ -55,6 +55,17 @@ class ClipSpec(NamedTuple):
     draws: int = 1
     """Samples that are made of a clip each time it is decoded, one after another."""
 
+    def __str__(self) -> str:
+        """Tell of the frames, as "3 frames, 0.5 s apart"."""
+        count, steps = len(self.offsets) + bool(self.gap), np.diff(self.offsets)
+        if count == 1:
+            return "1 frame"
+        if self.gap:
+            return f"{count} frames, the last {self.gap[0]:g} to {self.gap[1]:g} s after the one before"
+        if np.allclose(steps, steps[0]):
+            return f"{count} frames, {steps[0]:g} s apart"
+        return f"{count} frames, at {', '.join(f'{offset:g}' for offset in self.offsets)} s"
+
 
 class ClipIndex:
     """All clips of several videos.

@@ -160,7 +160,7 @@ def check_outside(out: Path, outside: Mapping[str, str]) -> None:
             raise InputError(f"{out / 'run.json'} names {name} of SHA-256 {digest}, and now it is {now}; give that")
 
 
-def run_card(recipe: Recipe, steps: int, videos: int, hours: float, runs: Sequence[Mapping[str, Any]]) -> str:
+def run_card(recipe: Recipe, steps: int, index: ClipIndex, runs: Sequence[Mapping[str, Any]]) -> str:
     """Return a model card that states how the encoder was trained, by this run and those before it."""
     provenance = "".join(dict.fromkeys(run.get("provenance", "") for run in runs))
     return f"""---
@@ -171,8 +171,8 @@ tags: [vision-transformer, self-supervised, video_distilled_encoder]
 # An encoder distilled from video
 
 The backbone ({recipe.backbone.architecture}) of a run of `python -m training.pretrain` with the method
-`{recipe.method}`: {steps} steps of {recipe.run.batch_size} clips ({recipe.clips.frames} frames,
-{recipe.clips.stride:g} s apart) from {videos} videos, {hours:.2f} hours in all. It has not been evaluated.
+`{recipe.method}`: {steps} steps of {recipe.run.batch_size} clips ({index.spec})
+from {len(index.stores)} videos, {hours_of(index):.2f} hours in all. It has not been evaluated.
 {provenance}
 
 ```python

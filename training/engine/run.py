@@ -235,7 +235,7 @@ def train(
             plot_curves(trainer.log.path, out / "curves.png")
             facts = yaml.safe_load(recipe.to_yaml())
             runs = [*before, handover.facts_of(trainer.step, trainer.plan, facts, method.provenance())]
-            card = run_card(recipe, trainer.step, len(stores), hours, runs)
+            card = run_card(recipe, trainer.step, index, runs)
             Encoder(method.encoder(), recipe.backbone.config, card).save_pretrained(out / "encoder")
             handover.write(out / handover.FOLDER, method, recipe.backbone.config, runs, shard_mib)
         trainer.checkpoints.wait()

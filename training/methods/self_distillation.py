@@ -93,6 +93,24 @@ class Tower(Network):
         return self.own_patch_head or self.head
 
 
+class CollapseWatch:
+    """Tells when all images have looked the same for some time."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def __call__(self, row: Mapping[str, float], remedy: str) -> str | None:
+        """Return why a run should stop, given what the log holds of a step, and what helps against it."""
+        spread = min((value for name, value in row.items() if name.endswith("feature_std")), default=1.0)
+        self._steps = self._steps + 1 if spread < _COLLAPSED_STD else 0
+        if self._steps < LONG:
+            return None
+        return (
+            f"the features have collapsed: for {LONG} steps their spread has been below {_COLLAPSED_STD}, so all "
+            f"images look the same; {remedy}, and train anew"
+        )
+
+
 class StudentAndTeacher(Method):
     """A student trained by gradients and a teacher that is its moving average.
 
@@ -114,7 +132,7 @@ class StudentAndTeacher(Method):
         self.student = student
         self.teacher = teacher
         self._momentum = objective.teacher_momentum
-        self._collapsed = 0
+        self._collapse = CollapseWatch()
         self.start_teacher()
 
     @property
@@ -145,14 +163,7 @@ class StudentAndTeacher(Method):
 
     def watch(self, row: Mapping[str, float]) -> str | None:
         """Tell when all images have looked the same for some time."""
-        spread = min((value for name, value in row.items() if name.endswith("feature_std")), default=1.0)
-        self._collapsed = self._collapsed + 1 if spread < _COLLAPSED_STD else 0
-        if self._collapsed < LONG:
-            return None
-        return (
-            f"the features have collapsed: for {LONG} steps their spread has been below {_COLLAPSED_STD}, so all "
-            f"images look the same; {self.remedy}, and train anew"
-        )
+        return self._collapse(row, self.remedy)
 
     def start_teacher(self) -> None:
         """Make the teacher equal to the student; it never receives a gradient."""

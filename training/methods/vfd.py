@@ -24,6 +24,7 @@ from training.data.views import View, pre_crop, random_box
 from training.methods.method import At, Build, Losses, Spec
 from training.methods.self_distillation import DistillationObjective, SelfDistillation, Tower
 from training.nn.heads import Predictor, PredictorConfig
+from training.nn.some_patches import encode_some
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.tokens import tokens_after
 
@@ -128,10 +129,6 @@ class Method(SelfDistillation):
         if objective.global_weight and not spec.views.local_views:
             raise InputError("vfd predicts from local views: raise views.local_views, or set objective.global_weight 0")
         student, teacher = build(True), build(False)
-        if objective.token_dropout and not isinstance(student, VisionTransformer):
-            raise InputError(
-                "objective.token_dropout leaves out patches, whose rotary positions it does not know; set 0"
-            )
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
         self.objective, self.prefix = objective, student.num_prefix_tokens
 
@@ -214,8 +211,4 @@ class Method(SelfDistillation):
                 if normed
                 else tokens_after(backbone, pixels, [last], norm=False)[last]
             )
-        tokens = backbone._pos_embed(backbone.patch_embed(pixels))
-        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
-        tokens = torch.cat([prefix, torch.take_along_dim(patches, seen, dim=1)], dim=1)
-        tokens = backbone.blocks(backbone.norm_pre(tokens))
-        return backbone.norm(tokens) if normed else tokens
+        return encode_some(backbone, pixels, seen[..., 0], norm=normed)

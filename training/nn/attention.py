@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -15,9 +16,30 @@ from torch import Tensor, nn
 from video_distilled_encoder.errors import InputError
 
 
+class CrossAttention(nn.Module):
+    """What tokens gather from others: timm's attention, with keys and values that are not those of the queries."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.fused_attn = True
+        self.q, self.kv, self.proj = (nn.Linear(width, count * width) for count in (1, 2, 1))
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """(B, N, C) that ask and (B, M, C) that are asked -> (B, N, C)."""
+        queries = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        keys, values = self.kv(memory).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused_attn:
+            found = F.scaled_dot_product_attention(queries, keys, values)
+        else:
+            scale = queries.shape[-1] ** -0.5
+            found = torch.softmax((queries * scale) @ keys.mT, dim=-1) @ values
+        return self.proj(found.transpose(1, 2).flatten(2))
+
+
 def write_out(module: nn.Module) -> None:
-    """Let timm's attention be products and a softmax: on CPUs torch's fused one is slower to differentiate."""
-    parts: list[Any] = [part for part in module.modules() if isinstance(part, Attention)]
+    """Let attention be products and a softmax: on CPUs torch's fused one is slower to differentiate."""
+    parts: list[Any] = [part for part in module.modules() if isinstance(part, Attention | CrossAttention)]
     for part in parts:  # whose attribute is final for TorchScript alone
         part.fused_attn = False
 

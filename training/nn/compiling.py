@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from training.nn.cross_decoder import CrossBlock
 from training.nn.heads import ProjectionHead
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,5 +74,5 @@ def compile_parts(model: nn.Module) -> None:
     compiler = _Compiler()
     for module in model.modules():
         part = module.mlp if isinstance(module, ProjectionHead) else module
-        if isinstance(module, Block | EvaBlock | ProjectionHead):
+        if isinstance(module, Block | EvaBlock | CrossBlock | ProjectionHead):
             part.forward = compiler.compile(part.forward, dynamic=False)

@@ -64,8 +64,9 @@ LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--
             "--views.local_size=32",
             *["--objective.objects=2", "--objective.head.prototypes=64", "--objective.quirks=authors"],
         ],
+        ["--recipe", "smoke", "rsp-cpu", "--objective.decoder.width=48"],
     ],
-    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora"],
+    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp"],
 )
 def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, options):
     launchers = ("none", "torchrun")

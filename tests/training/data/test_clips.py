@@ -169,3 +169,10 @@ def test_still_clips_are_the_first_frames_of_the_same_clips(spec):
         assert store is same
         assert repeated.tolist() == [frames[0]] * 3
     assert still.offsets() == [0.0, 0.0, 0.0]
+
+
+def test_clips_are_told_in_words():
+    assert str(ClipsConfig(frames=3, stride=0.5).regular()) == "3 frames, 0.5 s apart"
+    assert str(ClipsConfig(frames=1).regular()) == "1 frame"
+    assert str(ClipSpec((0.0,), gap=(0.13, 1.6))) == "2 frames, the last 0.13 to 1.6 s after the one before"
+    assert str(ClipSpec((0.0, 0.1, 0.3))) == "3 frames, at 0, 0.1, 0.3 s"

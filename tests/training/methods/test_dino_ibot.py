@@ -157,7 +157,9 @@ def test_time_aug_takes_views_from_both_frames():
     assert max(view.box.width * view.box.height for view in single[:2]) > 0.4 * 640 * 360 * 0.9
 
 
-@pytest.mark.parametrize("name", sorted(set(names_in(RECIPES)) - {"smoke", "cpu", "distill", "paka", "warm"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(names_in(RECIPES)) - {"smoke", "cpu", "distill", "paka", "rsp", "rsp-cpu", "warm"})
+)
 def test_every_recipe_builds_and_takes_its_own_views(name):
     recipe, method = build(name)
 
@@ -185,6 +187,6 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
 
 
 def test_methods_are_the_files_of_the_folder():
-    assert method_names() == ["attmask", "dino", "distill", "dora", "ibot", "paka", "timet", "vfd"]
+    assert method_names() == ["attmask", "dino", "distill", "dora", "ibot", "paka", "rsp", "timet", "vfd"]
     with pytest.raises(InputError, match=r"clips\.frames is 3"):
         build("dino-frames", "--clips.frames=3")
