@@ -215,7 +215,7 @@ class Method(BaseMethod):
             metrics["mae_loss"] = restored.detach()
         with torch.no_grad():
             few = slice(max(1, round(objective.prior_share * len(now))))
-            guess = self.guess(now_BNC[few], latent.prior[few], rows[few], at)
+            guess = self.guess(now_BNC.detach()[few], latent.prior.detach()[few], rows[few], at)
             metrics["prior_gap"] = (self.errors(guess, target_BNE[few]) - errors_BN[few]).mean()
             metrics |= self.describe(posterior_BVK, latent.prior)
             spread, rank = feature_spread(now_BNC[:, self.student.backbone.num_prefix_tokens :])
