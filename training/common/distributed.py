@@ -168,6 +168,15 @@ def average(tensor: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def average_with_gradient(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes, through which gradients come back to all of them."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+    return all_reduce(tensor) / dist.get_world_size()
+
+
 def logsumexp(tensor: Tensor) -> Tensor:
     """Return log(sum(exp(tensor))) over all processes, entry by entry."""
     if not dist.is_initialized():

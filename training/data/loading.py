@@ -22,6 +22,7 @@ from training.common.machine import processors
 from training.common.sharing import Collate
 from training.data.batch import Batch, collate
 from training.data.clips import ClipIndex
+from training.data.flow import Flows, Motion
 from training.data.photometric import PhotometricConfig, draw_parameters
 from training.data.resident import table_of
 from training.data.views import View, ViewsConfig, cut_all
@@ -38,8 +39,9 @@ class Place(NamedTuple):
     """Number of its step."""
 
 
-PlanViews = Callable[[np.random.Generator, tuple[int, int], ViewsConfig], list[View]]
-"""Says which views are wanted of a clip whose frames have a size (width, height), with the settings now in force."""
+PlanViews = Callable[..., list[View]]
+"""Says, by a generator, which views are wanted of a clip whose frames have a size (width, height), with the settings
+now in force; it is given the flow between the first frame and the last, too, if that is wanted."""
 
 
 class ClipViews(Dataset[Batch]):
@@ -53,6 +55,7 @@ class ClipViews(Dataset[Batch]):
         seed: of the run.
         resident: say where in the resident frames the views are, and leave cutting to the device.
         reduced: decode frames at a part of their size where all views are so much smaller.
+        flows: the optical flow that the views depend on, if they do.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ClipViews(Dataset[Batch]):
         *,
         resident: bool = False,
         reduced: bool = False,
+        flows: Flows | None = None,
     ) -> None:
         self.index = index
         self.plan_views = plan_views
@@ -73,6 +77,7 @@ class ClipViews(Dataset[Batch]):
         self.seed = seed
         self.resident = resident
         self.reduced = reduced
+        self.flows = flows
 
     def __getitem__(self, place: Place) -> Batch:
         return self._samples([place])[0]
@@ -85,7 +90,8 @@ class ClipViews(Dataset[Batch]):
     def _samples(self, places: Sequence[Place]) -> list[Batch]:
         """Return several samples of one clip."""
         store, numbers = self.index[places[0].position]
-        drawn = [self._draw(place, store.size) for place in places]
+        motion = [self.flows.between(store, int(numbers[0]), int(numbers[-1]))] if self.flows else []
+        drawn = [self._draw(place, store.size, *motion) for place in places]
         views = [view for found, _ in drawn for view in found]
         if self.resident:
             pixels = [*table_of(views, [store.first_resident + int(numbers[view.frame]) for view in views])]
@@ -95,12 +101,12 @@ class ClipViews(Dataset[Batch]):
         cuts = iter(pixels)
         return [_by_group(found, list(islice(cuts, len(found))), parameters) for found, parameters in drawn]
 
-    def _draw(self, place: Place, size: tuple[int, int]) -> tuple[list[View], dict[str, np.ndarray]]:
+    def _draw(self, place: Place, size: tuple[int, int], *motion: Motion) -> tuple[list[View], dict[str, np.ndarray]]:
         """Return the views of a sample, and the photometric parameters of each group of them."""
         now = self.views.at(place.progress, place.step)
         colours = self.photometric.scaled(now.global_size / self.views.global_size)
         rng = np.random.default_rng([self.seed, 1, place.position])
-        views = self.plan_views(rng, size, now)
+        views = self.plan_views(rng, size, now, *motion)
         groups = dict.fromkeys(view.group for view in views)
         return views, {g: draw_parameters(rng, [view for view in views if view.group == g], colours) for g in groups}
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from training.data.clips import ClipIndex
+from training.data.flow import Flows, Motion
 from training.data.frame_store import FrameStore
 from training.data.loading import ClipViews
 from training.data.views import View, ViewsConfig
@@ -28,7 +29,9 @@ def clip_index(recipe: Recipe, stores: Sequence[FrameStore]) -> ClipIndex:
 
 def clip_views(recipe: Recipe, index: ClipIndex, *, resident: bool = False) -> ClipViews:
     """Return the samples of a run; `resident` ones leave cutting to the device."""
-    plan_views = partial(_plan_views, load_method(recipe.method).plan_views, recipe.spec)
+    module = load_method(recipe.method)
+    plan_views = partial(_plan_views, module.plan_views, recipe.spec)
+    flow = getattr(module, "flow_config", None)
     return ClipViews(
         index,
         plan_views,
@@ -37,6 +40,7 @@ def clip_views(recipe: Recipe, index: ClipIndex, *, resident: bool = False) -> C
         recipe.run.seed,
         resident=resident,
         reduced=recipe.clips.reduced,
+        flows=Flows(flow(recipe.spec)) if flow else None,
     )
 
 
@@ -47,10 +51,11 @@ def build_method(recipe: Recipe) -> Method:
 
 
 def _plan_views(
-    plan: Callable[[np.random.Generator, tuple[int, int], Spec], list[View]],
+    plan: Callable[..., list[View]],
     spec: Spec,
     rng: np.random.Generator,
     size: tuple[int, int],
     views: ViewsConfig,
+    *motion: Motion,
 ) -> list[View]:
-    return plan(rng, size, spec._replace(views=views))
+    return plan(rng, size, spec._replace(views=views), *motion)

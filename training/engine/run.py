@@ -14,6 +14,7 @@ import yaml
 from training.common import distributed, stop
 from training.common.cache import frame_stores
 from training.common.distributed import World
+from training.data.clips import ClipIndex
 from training.data.extraction import extract_all
 from training.data.frame_store import FrameStore, open_stores
 from training.data.resident import ResidentFrames
@@ -207,6 +208,7 @@ def train(
     if world.is_main:
         start_directory(out, recipe, index, world, before, method)
     distributed.wait_for_all()
+    compute_flow(recipe, index, world)
     phases = find_phases(recipe, clip_views(recipe, index), method.to(world.device))
     frames = load_frames(recipe, stores, world)
     distributed.wait_for_all()  # one machine may decode much longer than another
@@ -253,6 +255,16 @@ def train(
         why = "the time was up" if budget and budget.left() < (budget.reserve or 0) else "stopped"
         world.say(f"{why} after step {trainer.step} of {trainer.plan.steps}; --resume goes on")
     return finished
+
+
+def compute_flow(recipe: Recipe, index: ClipIndex, world: World) -> None:
+    """Compute the optical flow that a method wants of a network now, on the GPUs; elsewhere loading does it."""
+    flows = clip_views(recipe, index).flows
+    if flows and flows.config.estimator == "raft" and world.device.type == "cuda":
+        pairs = zip(index.videos.tolist(), index.frames[:, [0, -1]].tolist(), strict=True)
+        of_all = [(index.stores[video], first, last) for video, (first, last) in pairs]
+        flows.fill(of_all[world.local_rank :: world.local_size], world.device)
+        distributed.wait_for_all()
 
 
 def load_frames(recipe: Recipe, stores: Sequence[FrameStore], world: World) -> ResidentFrames | None:

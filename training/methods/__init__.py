@@ -6,6 +6,8 @@ A method's module has:
     plan_views(rng, size, spec)     the views it wants of a clip whose frames have `size` (width, height)
     Method(spec, build)             a `training.methods.method.Method`: what is trained, its losses, the encoder
     clip_spec(spec)                 the frames it wants, a `ClipSpec`, if not those of `clips.frames` and `clips.stride`
+    flow_config(spec)               how the optical flow is computed between a clip's first and last frame, a
+                                    `training.data.flow.FlowConfig`, if `plan_views` is to get it, a `Motion`, as well
 """
 
 from __future__ import annotations
