@@ -32,6 +32,7 @@ METHODS = {
     "dora": ["--objective.objects=2", "--clips.frames=3", "--clips.stride=0.5", "--views.local_size=32"],
     "timet": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
     "rsp-cpu": ["--objective.decoder.width=64", "--objective.decoder.depth=1", "--objective.decoder.heads=4"],
+    "poodle": ["--objective.hidden=32", "--clips.stride=0.2", "--views.local_size=32"],
     "paka": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
 }
 
@@ -42,6 +43,7 @@ PASSES = {
     "dora": [(3 + 6, 64), (6, 32)],
     "timet": [(5, 64)],
     "rsp-cpu": [(2, 64), (1, 32)],  # of 64 pixels a quarter of the patches is shown
+    "poodle": [(4, 64), (8, 32)],
     "paka": [(2, 64)],
 }
 """Per clip, passes of student and teacher through the backbone, and the side of what they see."""

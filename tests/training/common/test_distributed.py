@@ -65,8 +65,12 @@ LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--
             *["--objective.objects=2", "--objective.head.prototypes=64", "--objective.quirks=authors"],
         ],
         ["--recipe", "smoke", "rsp-cpu", "--objective.decoder.width=48"],
+        [
+            *["--recipe", "smoke", "poodle-cpu", "--objective.hidden=32", "--objective.bottleneck=16"],
+            *["--objective.decoder_width=16", "--objective.norm=batch", "--views.local_views=2"],
+        ],
     ],
-    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp"],
+    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp", "poodle"],
 )
 def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, options):
     launchers = ("none", "torchrun")

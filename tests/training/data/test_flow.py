@@ -326,7 +326,7 @@ def test_what_is_no_raft_is_refused_and_no_code_is_run(weights, tmp_path, monkey
         with pytest.raises(InputError, match=rf"{name} does not hold the weights of torchvision's raft_small"):
             load_raft(tmp_path / name)
     assert not (tmp_path / "harm").exists()
-    with pytest.raises(InputError, match="no.pth does not exist"):
+    with pytest.raises(InputError, match=r"no\.pth does not exist"):
         Flows(FlowConfig("raft", "no.pth"))
 
 
