@@ -168,13 +168,26 @@ def average(tensor: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; the gradient of each one's sum comes back to every process."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
 def average_with_gradient(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes, through which gradients come back to all of them."""
     if not dist.is_initialized():
         return tensor
-    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-    return all_reduce(tensor) / dist.get_world_size()
+    total: Tensor = _Sum.apply(tensor)
+    return total / dist.get_world_size()
 
 
 def logsumexp(tensor: Tensor) -> Tensor:

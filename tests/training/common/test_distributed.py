@@ -67,7 +67,7 @@ LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--
         ["--recipe", "smoke", "rsp-cpu", "--objective.decoder.width=48"],
         [
             *["--recipe", "smoke", "poodle-cpu", "--objective.hidden=32", "--objective.bottleneck=16"],
-            *["--objective.decoder_width=16", "--objective.norm=batch", "--views.local_views=2"],
+            *["--objective.decoder_width=16", "--views.local_views=2"],
         ],
     ],
     ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp", "poodle"],

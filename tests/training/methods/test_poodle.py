@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision.models.optical_flow import raft_small
 
+from training.common import distributed
 from training.data.box import Box
 from training.data.flow import Motion
 from training.engine.assembly import build_method
@@ -204,6 +205,34 @@ def test_batch_norm_is_torchs_in_training_and_keeps_nothing():
     method = build("--objective.norm=batch")
     assert not list(method.buffers())
     assert sum(isinstance(module, BatchNorm) for module in method.teacher.modules()) == 2 * 3 + 2
+
+
+def share_of(rank, folder):
+    """Compute the gradients of one of two clips, averaged over two processes that see one each."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    method = build("--objective.norm=batch").double()
+    replica = distributed.replicate(method)
+    half = {group: {name: x[rank : rank + 1] for name, x in views.items()} for group, views in batch().items()}
+    loss = replica(half, At(0.2)).total
+    loss.backward()
+    mean = distributed.average(loss.detach())
+    if rank == 0:
+        gradients = {name: parameter.grad for name, parameter in method.student.named_parameters()}
+        torch.save({"loss": mean, **gradients}, folder / "found.pt")
+    distributed.stop()
+
+
+def test_batch_norm_sees_the_clips_of_all_processes(tmp_path, one_thread):
+    torch.multiprocessing.spawn(share_of, (tmp_path,), nprocs=2)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    method = build("--objective.norm=batch").double()
+    loss = method(batch(), At(0.2)).total
+    loss.backward()
+    assert found.pop("loss").item() == pytest.approx(loss.item(), rel=1e-12)
+    for name, parameter in method.student.named_parameters():
+        accurate = 1e-6 if name == "backbone.pos_embed" else 1e-9  # timm resizes positions in float32
+        assert torch.allclose(found[name], parameter.grad, rtol=accurate, atol=accurate), name
 
 
 def test_the_decoder_doubles_the_grid_and_takes_earlier_blocks():
