@@ -43,8 +43,10 @@ class Objective(BaseObjective):
 
     teacher: str = ""
     """The frozen encoder: a release, a directory, `timm:NAME`, `transformers:NAME`, as `training.evaluate --model`."""
-    teacher_size: int | None = None
-    """Side of its input in pixels; if not given, that of which it makes as many patches as the student."""
+    teacher_scale: float | None = None
+    """Side of its input over the student's. Above 1 views are cut from their frames at the teacher's size, and scaled
+    down for the student. If not given, they have the student's size, and the teacher gets them at that of which it
+    makes as many patches."""
     scaling: Scaling = "standard"
     """Of its patch tokens: standard (mean 0 and deviation 1 per channel), phi_s, l2 or none."""
     scaling_batches: int = 100
@@ -72,15 +74,21 @@ class Objective(BaseObjective):
             raise InputError("objective.cls_weight, .patch_weight and .relation_weight must not be negative, nor all 0")
         if self.relation_temperature <= 0 or min(self.scaling_batches, self.hidden) < 1:
             raise InputError("objective.relation_temperature, .scaling_batches and .hidden must be positive")
+        if self.teacher_scale is not None and self.teacher_scale <= 0:
+            raise InputError(f"objective.teacher_scale must be positive, got {self.teacher_scale:g}")
+
+    def cut_scale(self) -> float:
+        """Return the side of a view, as it is cut from its frame, over that of the student's input."""
+        return max(self.teacher_scale or 1.0, 1.0)
 
 
 def plan_views(rng: np.random.Generator, size: tuple[int, int], spec: Spec) -> list[View]:
     """Return one view, or for `next_frame` one of the first frame and one of the last, of one region."""
-    config = spec.views
+    config, side = spec.views, round(spec.views.global_size * spec.objective.cut_scale())
     region = random_box(rng, pre_crop(rng, size, config)[1], config.global_area)
     flip = bool(rng.random() < config.flip)
     frames = (0, spec.clips.frames - 1) if spec.objective.next_frame else (0,)
-    return [View("global", number, region, flip, (config.global_size,) * 2, "view1") for number in frames]
+    return [View("global", number, region, flip, (side, side), "view1") for number in frames]
 
 
 class Student(nn.Module):
@@ -120,7 +128,7 @@ class Method(BaseMethod):
         backbone = build(True)
         with torch.random.fork_rng(devices=[]):  # whatever the teacher is, the student's weights are the same
             self.teacher = load_model(objective.teacher, device="cpu")
-        side = spec.views.global_size
+        side = round(spec.views.global_size * objective.cut_scale())
         with torch.no_grad():
             seen = self.teach(torch.zeros(1, 3, side, side))
         self.student = Student(backbone, objective, (seen.cls.shape[-1], seen.patches.shape[-1]))
@@ -158,10 +166,23 @@ class Method(BaseMethod):
         )
 
     def teach(self, pixels: Tensor) -> EncoderOutput:
-        """(B, 3, H, W) pixels, normalised for the student -> the teacher's features of them."""
-        side = self.objective.teacher_size
-        size = (side, side) if side else tuple(n // self.patch * self.teacher.patch_size for n in pixels.shape[-2:])
-        return self.teacher.features(pixels, self.config, (size[0], size[1]))
+        """(B, 3, H, W) pixels of a view, normalised for the student -> the teacher's features of them."""
+        scale, cut, own = self.objective.teacher_scale, self.objective.cut_scale(), self.teacher.patch_size
+        height, width = (round(n / cut * scale) if scale else n // self.patch * own for n in pixels.shape[-2:])
+        if height % own or width % own:
+            raise InputError(
+                f"objective.teacher_scale {scale} gives {self.teacher.description['name']} views of {width}x{height} "
+                f"pixels; it takes multiples of {own}"
+            )
+        return self.teacher.features(pixels, self.config, (height, width))
+
+    def shrink(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels of a view -> those that the student sees."""
+        cut = self.objective.cut_scale()
+        if cut == 1:
+            return pixels
+        size = [round(n / cut) for n in pixels.shape[-2:]]
+        return F.interpolate(pixels, size, mode="bicubic", antialias=True)
 
     def forward(self, batch: Batch, at: At) -> Losses:
         """Add the losses of class tokens, patch tokens and relations."""
@@ -169,8 +190,9 @@ class Method(BaseMethod):
         with torch.autocast(frames.device.type, enabled=False):
             taught = self.teach(frames[:, -1])
             target = self.scaling(taught.patches)
-        cls, patches = (tokens.to(target.dtype) for tokens in self.student(frames[:, 0]))
-        grid = tuple(side // self.patch for side in frames.shape[-2:])
+            pixels = self.shrink(frames[:, 0])
+        cls, patches = (tokens.to(target.dtype) for tokens in self.student(pixels))
+        grid = tuple(side // self.patch for side in pixels.shape[-2:])
         patches = resize(patches, (grid[0], grid[1]), (taught.grid.shape[-2], taught.grid.shape[-1]))
         with torch.autocast(frames.device.type, enabled=False):
             parts = self.compare(cls, patches, taught, target)

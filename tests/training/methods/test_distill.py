@@ -2,17 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from training.engine import checkpoint
 from training.engine.assembly import build_method
 from training.engine.log import read_log
 from training.engine.run import pretrain
-from training.methods.distill import explained, relation_divergence, resize
+from training.methods.distill import explained, plan_views, relation_divergence, resize
 from training.methods.method import At
 from training.models.loading import TimmModel, hash_weights
 from training.models.model import Model
@@ -189,19 +192,39 @@ def test_grids_of_other_patches_are_made_equal_or_resized():
     smaller = F.interpolate(pixels * own_std + own_mean, (56, 56), mode="bicubic", antialias=True)
     expected = teacher.eval().forward_features((smaller - mean) / std)[:, 1:]
     assert torch.allclose(taught.patches, expected, atol=1e-4)
-    larger = build("--objective.teacher_size=96")
-    assert larger.teach(pixels).grid.shape[-2:] == (6, 6)
-    assert larger(batch(), At(0.0)).total.isfinite()
+    larger = build("--objective.teacher_scale=1.5")
+    cut = batch(side=96)
+    assert larger.teach(cut["global"]["pixels"][:, 0]).grid.shape[-2:] == (6, 6)
+    assert larger.shrink(cut["global"]["pixels"][:, 0]).shape[-2:] == (64, 64)
+    assert larger(cut, At(0.0)).total.isfinite()
     ramp = torch.arange(4.0).repeat(4).view(1, 16, 1)  # a column's number
     assert torch.allclose(resize(ramp, (4, 4), (2, 2)).view(2, 2), torch.tensor([[0.5, 2.5]] * 2))
 
 
+def test_a_sharper_view_is_the_teachers_and_the_student_sees_it_scaled_down():
+    settings = [*SMALL, f"--objective.teacher={TEACHER}", "--objective.teacher_scale=2"]
+    (view,) = plan_views(np.random.default_rng(0), (320, 240), read_recipe("distill", settings).spec)
+    assert view.size == (128, 128)
+    method, views = build("--objective.teacher_scale=2"), batch(side=128)
+    pixels = views["global"]["pixels"][:, 0]
+    with torch.no_grad():
+        expected = method.teacher.encoder.backbone.forward_features(pixels)[:, 1:]
+    assert torch.allclose(method.teach(pixels).patches, expected, atol=1e-5)
+    images = (pixels * torch.tensor(0.1) + 0.5).clamp(0, 1)
+    ours = method.shrink(images).clamp(0, 1)
+    for image, small in zip(images, ours, strict=True):
+        expected = to_tensor(to_pil_image(image).resize((64, 64), Image.Resampling.BICUBIC))
+        assert (small - expected).abs().max() < 2.5 / 255  # Pillow computes in 8 bits
+    assert method.student(method.shrink(pixels))[1].shape[1] == 16
+    assert method(views, At(0.0)).total.isfinite()
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
 def test_a_convolutional_network_teaches(name):
-    method = build("--objective.teacher_size=128", "--objective.scaling=standard")
+    method = build("--objective.teacher_scale=2", "--objective.scaling=standard")
     network = timm.create_model(name, num_classes=0).eval()
     method.teacher = TimmModel(network, {"name": name})
-    taught = method.teach(batch()["global"]["pixels"][:, 0])
+    taught = method.teach(batch(side=128)["global"]["pixels"][:, 0])
     assert taught.grid.shape[-2:] == (4, 4)
     assert taught.cls.shape[-1] == taught.patches.shape[-1] == network.num_features
     finer = TimmModel(network, {"name": name}, strides=[16])
@@ -250,6 +273,8 @@ def test_a_run_learns_and_tells_what_from(clip, tmp_path, prefix):
         (["--objective.next_frame=true"], r"clips\.frames of at least 2, got 1"),
         (["--objective.teacher=timm:nothing"], "timm has no model 'nothing'"),
         (["--objective.scaling_batches=0"], "must be positive"),
+        (["--objective.teacher_scale=-1"], "must be positive, got -1"),
+        (["--objective.teacher_scale=1.1"], "gives random views of 70x70 pixels; it takes multiples of 16"),
     ],
 )
 def test_what_cannot_work_is_said(settings, message):
