@@ -19,6 +19,7 @@ from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError, Stream, load_runtime
 from video_distilled_encoder.runtimes import artefact as artefacts
 from video_distilled_encoder.runtimes.artefact import SUFFIXES
+from video_distilled_encoder.runtimes.runtime import Runtime
 
 FORMATS = ["onnx", "openvino", "aoti"]
 
@@ -128,6 +129,151 @@ def test_a_runtime_that_is_let_go_frees_its_session_at_once(exported, format):
         assert session() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads and files are read from Linux's /proc")
+@pytest.mark.parametrize("format", FORMATS)
+def test_runtimes_that_are_let_go_leave_no_threads_files_or_memory(exported, format):
+    def use():
+        runtime = load_runtime(exported(format), threads=2)
+        for count in (1, 4):
+            runtime.run(torch.zeros(count, 3, 32, 32))
+        with Stream(runtime) as stream:
+            stream.put(np.zeros((32, 32, 3), np.uint8))
+            stream.get(20)
+
+    def left():
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    for _ in range(5):
+        use()
+    before, memory = left(), resident()
+    for _ in range(30):
+        use()
+    assert all(now <= then for now, then in zip(left(), before, strict=True))
+    assert resident() - memory < 8
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", ["numpy", "torch", "inference"])
+def test_results_are_written_where_they_are_wanted(exported, format, kind):
+    runtime, pixels = load_runtime(exported(format)), torch.randn(6, 3, 32, 32)
+    for count in (1, 3, 4, 6):  # the last in two parts
+        expected = runtime.run(pixels[:count])
+        shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+        with torch.inference_mode(kind == "inference"):
+            out = {
+                name: np.full(shape, np.nan, np.float32) if kind == "numpy" else torch.full(shape, torch.nan)
+                for name, shape in shapes.items()
+            }
+        places = {name: torch.as_tensor(array).data_ptr() for name, array in out.items()}
+        got = runtime.run(pixels[:count], out=out)
+        assert list(got) == list(expected)
+        for name in expected:
+            assert got[name].data_ptr() == places[name]
+            assert torch.equal(torch.as_tensor(out[name]), expected[name])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_memory_may_begin_anywhere_and_a_part_of_the_outputs_be_given(exported, format):
+    runtime, pixels = load_runtime(exported(format)), torch.randn(2, 3, 32, 32)
+    expected = runtime.run(pixels)
+    whole = np.zeros((3, 4, 64), np.float32)
+    odd = np.zeros(4 * (2 * 64) + 1, np.uint8)[1:].view(np.float32).reshape(2, 64)  # at no multiple of 4 bytes
+    got = runtime.run(pixels, out={"patches": whole[1:], "cls": odd})
+    assert np.array_equal(whole[1:], expected["patches"])
+    assert not whole[0].any()
+    assert np.array_equal(odd, expected["cls"])
+    assert torch.equal(got["grid"], expected["grid"])
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_runtime_itself_writes_into_the_callers_memory(exported, monkeypatch, format):
+    """What is copied would be copied by torch."""
+    runtime, pixels = load_runtime(exported(format)), torch.randn(4, 3, 32, 32)
+    expected = runtime.run(pixels)
+    out = {name: np.zeros(tensor.shape, np.float32) for name, tensor in expected.items()}
+    given = []
+    session = runtime._session
+    run = type(session).run
+    monkeypatch.setattr(type(session), "run", lambda self, *arguments: given.append(arguments) or run(self, *arguments))
+    with monkeypatch.context() as patch:
+        for name in ("copy_", "clone", "contiguous"):
+            patch.setattr(torch.Tensor, name, lambda self, *_, name=name: self if name == "contiguous" else 1 / 0)
+        runtime.run(pixels, out=out)
+    ((inputs, outputs),) = given
+    assert inputs.data_ptr() == pixels.data_ptr()
+    assert {name: tensor.data_ptr() for name, tensor in outputs.items()} == {n: a.ctypes.data for n, a in out.items()}
+    if format == "openvino":
+        for name, port in session._outputs.items():
+            assert session._request.get_tensor(port).data.ctypes.data == out[name].ctypes.data
+    for name, tensor in expected.items():
+        assert np.array_equal(out[name], tensor)
+
+
+def test_what_results_cannot_be_written_into_is_one_sentence(exported):
+    runtime, pixels = load_runtime(exported("onnx")), torch.zeros(2, 3, 32, 32)
+    wanted = r"; give contiguous float32 memory of shape \(2, 64\) on cpu$"
+    read_only = np.zeros((2, 64), np.float32)
+    read_only.flags.writeable = False
+    for array, message in (
+        (np.zeros((1, 64), np.float32), r"^out\['cls'\] is of shape \(1, 64\)" + wanted),
+        (np.zeros((2, 64)), r"^out\['cls'\] holds float64" + wanted),
+        (torch.zeros(2, 64, dtype=torch.half), r"^out\['cls'\] holds float16" + wanted),
+        (torch.zeros(2, 64, device="meta"), r"^out\['cls'\] lies on meta" + wanted),
+        (np.zeros((64, 2), np.float32).T, r"^out\['cls'\] has gaps" + wanted),
+        (torch.zeros(1, 64).expand(2, 64), r"^out\['cls'\] has gaps" + wanted),
+        (torch.zeros(2, 64).to_sparse(), r"^out\['cls'\] has gaps" + wanted),
+        (np.zeros((3, 64))[:, ::2], r"^out\['cls'\] is of shape \(3, 32\) and holds float64 and has gaps" + wanted),
+        (read_only, r"^out\['cls'\] (is read-only|cannot be shared by DLPack: .*)"),
+        ([0.0], r"^out\['cls'\] is a tensor, or an array with DLPack such as NumPy's; got list$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runtime.run(pixels, out={"cls": array})
+    with pytest.raises(InputError, match=r"^out holds 'head', but this export's outputs are cls, patches, grid$"):
+        runtime.run(pixels, out={"head": np.zeros((2, 64), np.float32)})
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_arrays_go_in_and_out_by_dlpack_without_copies(exported, format):
+    runtime, pixels = load_runtime(exported(format)), np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    outputs = runtime.run(pixels)
+    for name, expected in runtime.run(torch.from_numpy(pixels)).items():
+        assert torch.equal(outputs[name], expected)
+        array, tensor = np.from_dlpack(outputs[name]), torch.from_dlpack(outputs[name])
+        assert array.ctypes.data == tensor.data_ptr() == outputs[name].data_ptr()
+    features = runtime.encode(pixels.transpose(0, 2, 3, 1))
+    for feature in (features.cls, features.patches, features.grid):
+        assert np.from_dlpack(feature).ctypes.data == feature.data_ptr()
+
+
+def test_a_batch_below_the_smallest_is_filled_up(exported):
+    loaded = load_runtime(exported("onnx"))
+    pixels = torch.randn(5, 3, 32, 32)
+    expected = loaded.run(pixels)
+    runtime = Runtime(replace(loaded.artefact, batch=(3, 3, 4)), loaded._session, lambda: runtime)
+    out = {name: np.full(tensor.shape, np.nan, np.float32) for name, tensor in expected.items()}
+    runtime.run(pixels, out=out)  # 4, and 1 filled up to 3
+    assert all(np.allclose(out[name], expected[name], atol=1e-5) for name in out)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_warm_up_runs_what_will_be_used(exported, monkeypatch, format):
+    runtime = load_runtime(exported(format))
+    shapes = []
+    run = type(runtime._session).run
+    monkeypatch.setattr(
+        type(runtime._session),
+        "run",
+        lambda self, inputs, outputs: shapes.append(inputs.shape) or run(self, inputs, outputs),
+    )
+    runtime.warm_up()
+    assert set(shapes) == {(1, 3, 32, 32)}
+    shapes.clear()
+    runtime.warm_up(batches=(2, 6))
+    assert set(shapes) == {(2, 3, 32, 32), (4, 3, 32, 32)}
+    with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(1, 3, 48, 48\)"):
+        runtime.warm_up(sizes=[(48, 48)])
 
 
 def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):
@@ -269,8 +415,10 @@ def test_wrong_inputs_are_one_sentence(exported):
         runtime.run(torch.zeros(3, 32, 32))
     with pytest.raises(InputError, match=r"got \(0, 3, 32, 32\), an empty batch"):
         runtime.run(torch.zeros(0, 3, 32, 32))
-    with pytest.raises(InputError, match=r"run\(\) takes a torch tensor, got ndarray; encode\(\) takes images of any"):
-        runtime.run(np.zeros((1, 3, 32, 32), np.float32))
+    with pytest.raises(InputError, match=r"what run\(\) takes is a tensor, or an array with DLPack .*; got list$"):
+        runtime.run([torch.zeros(3, 32, 32)])
+    with pytest.raises(InputError, match=r"what run\(\) takes cannot be shared by DLPack: .*"):
+        runtime.run(np.zeros((1, 3, 32, 32), ">f4"))
     with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(1, 3, 64, 64\)"):
         runtime.encode(torch.zeros(3, 40, 40), size=64)
 
@@ -390,7 +538,7 @@ def test_a_runtime_of_a_forked_process_says_so(exported, one_thread, format):
     with Stream(runtime) as stream:
         for use in (lambda: stream.put(pixels[0]), stream.get, lambda: stream.totals):
             assert told_in_a_fork(use).startswith("this stream was opened before this process was forked")
-        with stream._lock:  # as the worker may hold it at the time
+        with stream._exchange._lock:  # as the worker may hold it at the time
             assert told_in_a_fork(stream.close) == ""
         stream.put(pixels[0])
         assert stream.get(20).number == 0

@@ -282,6 +282,27 @@ def test_frames_are_taken_as_bytes(trt, gpu, tmp_path):
     assert_same(outputs, frames.movedim(-1, 1) / 255)
 
 
+def test_warm_up_makes_the_contexts_that_are_used(trt, gpu, tmp_path, monkeypatch):
+    made = []
+    create = trt.IExecutionContext.__init__
+    monkeypatch.setattr(trt.IExecutionContext, "__init__", lambda self, engine: made.append(1) or create(self, engine))
+    runtime = load_runtime(write_engine(tmp_path), device="cuda")
+    runtime.warm_up(batches=(1, 2, 7))
+    ready = len(made)
+    assert ready
+    for count in (1, 2, 3, 4, 7):
+        runtime.run(torch.zeros(count, 3, 32, 32))
+    assert len(made) == ready
+
+
+def test_an_engine_s_results_go_where_they_are_wanted(trt, gpu, tmp_path):
+    runtime, pixels = load_runtime(write_engine(tmp_path), device="cuda"), torch.randn(7, 3, 32, 32)
+    out = {"cls": np.full((7, 4), np.nan, np.float32), "grid": torch.full((7, 4, 2, 2), torch.nan)}
+    outputs = runtime.run(pixels, out=out)
+    assert_same({**outputs, "cls": torch.from_numpy(out["cls"]), "grid": out["grid"]}, pixels)
+    assert outputs["cls"].data_ptr() == out["cls"].ctypes.data
+
+
 def test_an_engine_of_other_tensors_than_its_json_says_is_refused(trt, gpu, tmp_path):
     path = write_engine(tmp_path, outputs=("cls", "patches"))
     with pytest.raises(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ class AotiSession:
         self._artefact, self.device = artefact, device
         self._call: Callable[[Tensor], Any] = CudaGraphs(package) if on_gpu else package
 
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Run on one batch; the outputs are good until the next call."""
-        with torch.no_grad():
-            return dict(zip(self._artefact.outputs, self._call(inputs), strict=True))
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch. A package puts its results into memory of its own, so they are copied."""
+        for name, result in zip(self._artefact.outputs, self._call(inputs), strict=True):
+            outputs[name].copy_(result)
 
 
 def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> AotiSession:

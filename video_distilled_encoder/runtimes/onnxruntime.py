@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxSession:
-    """A session whose input and outputs are bound to buffers, made once for each input shape.
+    """A session; on a GPU, for inputs of one size, with a CUDA graph and its buffers for each input shape.
 
     Args:
         path: the ONNX file.
@@ -50,39 +51,52 @@ class OnnxSession:
             raise InputError(f"ONNX Runtime could not start {provider}; is its CUDA version that of the driver?")
         self._runtime, self._artefact, self.device = runtime, artefact, device
         self._graph_ids = itertools.count(1)
-        self._bound: Recent[tuple[int, ...], tuple[Tensor, dict[str, Tensor], Any, Any]] = Recent(8)
+        self._recorded: Recent[tuple[int, ...], tuple[Tensor, dict[str, Tensor], Any, Any]] = Recent(8)
 
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Run on one batch; the outputs are good until the next call."""
-        buffer, outputs, binding, options = self._bound.get(tuple(inputs.shape), self._bind)
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch, from the caller's memory into the caller's; a graph has memory of its own."""
+        if not self._graphs:
+            binding = self._session.io_binding()
+            self._bind(binding, inputs, outputs)
+            self._start(binding)
+            return
+        buffer, results, binding, options = self._recorded.get(tuple(inputs.shape), self._record)
         buffer.copy_(inputs)
+        self._start(binding, options)
+        for name, output in outputs.items():
+            output.copy_(results[name])
+
+    def _start(self, binding: Any, options: Any = None) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         self._session.run_with_iobinding(binding, options)
         binding.synchronize_outputs()
-        return outputs
 
-    def _bind(self, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor], Any, Any]:
-        """Make the buffers of an input shape: input, outputs, their binding, and the options of a run."""
-        artefact = self._artefact
-        size = artefact.size or (shape[2], shape[3])
-        dtype = torch.uint8 if artefact.camera else torch.float32
-        buffer = torch.empty(shape, dtype=dtype, device=self.device)
-        outputs = {
-            name: torch.empty(artefact.output_shape(name, shape[0], size), dtype=torch.float32, device=self.device)
-            for name in artefact.outputs
-        }
+    def _bind(self, binding: Any, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
         place = (self.device.type, self.device.index or 0)
-        binding = self._session.io_binding()
-        element = np.uint8 if artefact.camera else np.float32
-        binding.bind_input(artefact.input, *place, element, list(shape), buffer.data_ptr())
+        element = np.uint8 if self._artefact.camera else np.float32
+        binding.bind_input(self._artefact.input, *place, element, list(inputs.shape), inputs.data_ptr())
         for name, output in outputs.items():
             binding.bind_output(name, *place, np.float32, list(output.shape), output.data_ptr())
+
+    def _record(self, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor], Any, Any]:
+        """Make what a CUDA graph of an input shape needs: input, outputs, their binding, and the options of a run."""
+        artefact = self._artefact
+        assert artefact.size is not None
+        dtype = torch.uint8 if artefact.camera else torch.float32
+        buffer = torch.empty(shape, dtype=dtype, device=self.device)
+        results = {
+            name: torch.empty(
+                artefact.output_shape(name, shape[0], artefact.size), dtype=torch.float32, device=self.device
+            )
+            for name in artefact.outputs
+        }
+        binding = self._session.io_binding()
+        self._bind(binding, buffer, results)
         options = self._runtime.RunOptions()
-        if self._graphs:
-            # A CUDA graph for each binding: its buffers' addresses are part of it.
-            options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
-        return buffer, outputs, binding, options
+        # A CUDA graph for each binding: its buffers' addresses are part of it.
+        options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
+        return buffer, results, binding, options
 
 
 def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> OnnxSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,15 @@ class OpenVinoSession:
         except Exception as error:  # OpenVINO raises plain RuntimeErrors
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"{path.name} cannot be loaded by OpenVINO: {reason}") from error
-        self._request, self._artefact = model.create_infer_request(), artefact
+        self._request, self._tensor = model.create_infer_request(), import_extra("openvino", "export").Tensor
         self._outputs = {port.get_any_name(): port for port in model.outputs}
 
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Run on one batch; the outputs are good until the next call."""
-        results = self._request.infer({0: inputs.numpy()}, share_inputs=True, share_outputs=True)
-        return {name: torch.from_numpy(results[self._outputs[name]]) for name in self._artefact.outputs}
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch, from the caller's memory into the caller's."""
+        self._request.set_input_tensor(self._tensor(inputs.numpy(), shared_memory=True))
+        for name, output in outputs.items():
+            self._request.set_tensor(self._outputs[name], self._tensor(output.numpy(), shared_memory=True))
+        self._request.infer(share_outputs=True)
 
 
 def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> OpenVinoSession:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,18 +14,25 @@ from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images, as_size, load, preprocess
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
+from video_distilled_encoder.runtimes.memory import share, share_output
 
 _LOADED = "this runtime was loaded"
 
 
 class Session(Protocol):
-    """What a runtime's own module gives: the loaded network with buffers of its own."""
+    """What a runtime's own module gives: the loaded network. It keeps nothing of what it is handed."""
 
     device: torch.device
     """Where inputs are wanted and outputs lie."""
 
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Run on one batch whose shape has been checked; the outputs are good until the next call."""
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch.
+
+        Args:
+            inputs: contiguous, on the device; its shape has been checked.
+            outputs: where results go, by name: contiguous float32 of their shapes, on the device. For work on the
+                current CUDA stream they are complete.
+        """
 
 
 class Runtime:
@@ -54,26 +61,56 @@ class Runtime:
         """Where outputs lie."""
         return self._session.device
 
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
+    def run(self, inputs: Any, *, out: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """Return all outputs by name, for one batch of any size.
+
+        Results are the caller's own, never written again, and go to other libraries by DLPack without a copy, as
+        `numpy.from_dlpack(outputs["cls"])`.
 
         Args:
             inputs: (B, 3, H, W) float32 normalised pixels; or, of an export with `--uint8-input`, uint8 frames in
-                their layout. A batch larger than the export's largest is run in parts, a smaller one filled up.
+                their layout: a tensor, or an array with DLPack such as NumPy's. A batch larger than the export's
+                largest is run in parts, a smaller one filled up.
+            out: memory for results by the outputs' names: tensors, or arrays with DLPack, of (B, …) float32,
+                contiguous and on the runtime's device. ONNX Runtime and OpenVINO write there themselves; AOTInductor
+                and recorded CUDA graphs, whose memory is their own, copy once on the device. Outputs not named here
+                are made.
 
         Raises:
-            InputError: shape or type do not fit the export, or this process was forked from the one that loaded it.
+            InputError: shape or type do not fit the export, memory in `out` does not fit the results, or this process
+                was forked from the one that loaded the runtime.
         """
         refuse_forked(self._process, _LOADED)
+        inputs = share(inputs, "what run() takes")
         self._check(inputs)
-        # buffers that are made in inference mode could never be written outside of it
+        # what is made in inference mode could never be written outside of it
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            inputs = inputs.detach().to(self.device)
-            # The session's buffers are written again by the next call.
-            parts = [self._run_filled(part) for part in inputs.split(self.artefact.batch[2])]
-            if len(parts) == 1:
-                return parts[0]
-            return {name: torch.cat([part[name] for part in parts]) for name in self.artefact.outputs}
+            outputs = self._outputs(inputs, out or {})
+            most = self.artefact.batch[2]
+            places = zip(*(output.split(most) for output in outputs.values()), strict=True)
+            for part, place in zip(inputs.split(most), places, strict=True):
+                self._run_filled(part.to(self.device).contiguous(), dict(zip(outputs, place, strict=True)))
+        return outputs
+
+    def warm_up(self, batches: Sequence[int] = (), sizes: Sequence[tuple[int, int]] = ()) -> None:
+        """Run with each batch and size to come, so that the calls after it make no context, graph or buffer.
+
+        Args:
+            batches: numbers of images; by default the export's usual one.
+            sizes: (height, width) of the network's input in pixels; by default the export's own.
+
+        Raises:
+            InputError: the export does not take one of them.
+        """
+        artefact = self.artefact
+        dtype = torch.uint8 if artefact.camera else torch.float32
+        for size in sizes or [artefact.size or artefact.default_size]:
+            for batch in batches or [artefact.batch[1]]:
+                inputs = torch.zeros(artefact.input_shape(batch, size), dtype=dtype, device=self.device)
+                for _ in range(2):  # ONNX Runtime sees in the first what memory the second is to get in one piece
+                    self.run(inputs)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def __call__(self, inputs: Tensor) -> EncoderOutput:
         """Return the features of one batch, as `Encoder.__call__` does; input and errors as of `run`.
@@ -156,10 +193,6 @@ class Runtime:
 
     def _check(self, inputs: Tensor) -> None:
         artefact = self.artefact
-        if not isinstance(inputs, Tensor):
-            raise InputError(
-                f"run() takes a torch tensor, got {type(inputs).__name__}; encode() takes images of any form"
-            )
         wanted = torch.uint8 if artefact.camera else torch.float32
         if inputs.dtype != wanted:
             kind = "uint8 frames" if artefact.camera else "float32 normalised pixels"
@@ -176,12 +209,31 @@ class Runtime:
         """(height, width) of the network's input."""
         return self.artefact.size or (inputs.shape[2], inputs.shape[3])
 
-    def _run_filled(self, inputs: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, inputs: Tensor, out: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return where the results of a batch go: the memory of `out`, else new memory."""
+        names = self.artefact.outputs
+        if unknown := [name for name in out if name not in names]:
+            raise InputError(f"out holds {unknown[0]!r}, but this export's outputs are {', '.join(names)}")
+        size = self._size(inputs)
+        shapes = {name: self.artefact.output_shape(name, len(inputs), size) for name in names}
+        return {
+            name: share_output(out[name], f"out[{name!r}]", shape, self.device)
+            if name in out
+            else torch.empty(shape, dtype=torch.float32, device=self.device)
+            for name, shape in shapes.items()
+        }
+
+    def _run_filled(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
         """Run a batch no larger than the largest, filled up to the smallest with its last image."""
         count, least = len(inputs), self.artefact.batch[0]
-        if count < least:
-            inputs = torch.cat([inputs, inputs[-1:].expand(least - count, *inputs.shape[1:])])
-        return {name: output[:count].clone() for name, output in self._session.run(inputs.contiguous()).items()}
+        if count >= least:
+            self._session.run(inputs, outputs)
+            return
+        filled = torch.cat([inputs, inputs[-1:].expand(least - count, *inputs.shape[1:])])
+        results = {name: output.new_empty(least, *output.shape[1:]) for name, output in outputs.items()}
+        self._session.run(filled, results)
+        for name, output in outputs.items():
+            output.copy_(results[name][:count])
 
     def _features(self, outputs: dict[str, Tensor], inputs: Tensor) -> EncoderOutput:
         """Complete the features: patches and grid are views of one another."""

@@ -184,10 +184,11 @@ class TensorRtSession:
         self._engine = engine
         self._prepared: Recent[tuple[int, ...], Callable[[Tensor], Sequence[Tensor]]] = Recent(8)
 
-    def run(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Run on one batch; the outputs are good until the next call with a batch of this size."""
-        outputs = self._prepared.get(tuple(inputs.shape), self._prepare)(inputs)
-        return dict(zip(self._artefact.outputs, outputs, strict=True))
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch. A CUDA graph has memory of its own, so its results are copied."""
+        results = self._prepared.get(tuple(inputs.shape), self._prepare)(inputs)
+        for name, result in zip(self._artefact.outputs, results, strict=True):
+            outputs[name].copy_(result)
 
     def _prepare(self, shape: tuple[int, ...]) -> Callable[[Tensor], Sequence[Tensor]]:
         """Return what runs inputs of one shape: a context of its own, for a graph is bound to its context's shapes."""
