@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from dataclasses import replace
 
@@ -150,7 +151,10 @@ def test_runtimes_that_are_let_go_leave_no_threads_files_or_memory(exported, for
     before, memory = left(), resident()
     for _ in range(30):
         use()
-    assert all(now <= then for now, then in zip(left(), before, strict=True))
+    end = time.monotonic() + 20
+    while any(now > then for now, then in zip(left(), before, strict=True)):
+        assert time.monotonic() < end, f"threads and files: {before}, now {left()}"
+        time.sleep(0.01)  # those of OpenMP end a little after the thread that they work for
     if format != "aoti":  # g++ marks what it compiles so that no process lets go of it
         assert resident() - memory < 8
 

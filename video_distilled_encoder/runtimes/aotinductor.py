@@ -1,7 +1,7 @@
 """AOTInductor packages: torch's own compiled code, on the CPU or CUDA. A package is native code: load only your own.
 
-What a package computes with is freed with its session, but its code, and weights that lie in its file, stay mapped
-until the process ends: g++ marks such code as never to be let go. So open a package once a process, not again and again.
+What a package computes with is freed with its session, but its code, and the weights beside it, stay mapped until the
+process ends: g++ marks such code as never to be let go. So open a package once a process, not again and again.
 """
 
 from __future__ import annotations
