@@ -15,6 +15,7 @@ from export.job import Job
 from export.network import Network
 from export.onnx import dynamic_shapes, example
 from video_distilled_encoder.errors import InputError, first_line
+from video_distilled_encoder.float32 import full_float32
 from video_distilled_encoder.runtimes.artefact import machine
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,7 +40,7 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
     # Freezing packs the weights for the CPU's own kernels.
     settings = {"freezing": True} if device.type == "cpu" else {"max_autotune": True}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             program = torch.export.export(network, (example(network),), dynamic_shapes=(dynamic_shapes(network),))
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # compilers fail in their own ways

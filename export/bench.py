@@ -3,7 +3,7 @@
 Each row is measured in a process of its own, one after another, in several rounds of which the best counts: the network
 alone from normalised pixels, end to end from a uint8 frame in memory, the very first call, and the most memory.
 Beside them stands the matmul floor: the time of the network's matrix products alone at the best float32 rate of this
-machine (a runtime that computes in less, such as TF32 on a GPU, may go below it). What cannot run here, or takes longer
+machine (a runtime that computes in less, such as bf16, may go below it). What cannot run here, or takes longer
 than --timeout, is listed with the reason. DIR gets bench.csv, bench.json, bench.png, and the exports, which the next
 run of the same versions uses again. Interrupted, it prints and writes what it has measured.
 """

@@ -26,25 +26,34 @@ class Latency:
     """How many the percentiles are taken from."""
 
 
-def measure(call: Callable[[], object], seconds: float = 1.0, least: int = 20, warm_up: int = 3) -> Latency:
+def measure(
+    call: Callable[[], object], device: torch.device, seconds: float = 1.0, least: int = 20, warm_up: int = 3
+) -> Latency:
     """Time a call again and again.
 
     Args:
-        call: what is timed; the GPU's work is waited for.
+        call: what is timed.
+        device: where it computes; a GPU is waited for.
         seconds: how long to go on.
         least: number of calls at least.
         warm_up: calls after the first that are not counted.
     """
-    return measure_in_turns({"": call}, seconds, least, warm_up, turn=1)[""]
+    return measure_in_turns({"": call}, device, seconds, least, warm_up, turn=1)[""]
 
 
 def measure_in_turns(
-    calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 20, warm_up: int = 3, turn: int = 5
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float = 1.0,
+    least: int = 20,
+    warm_up: int = 3,
+    turn: int = 5,
 ) -> dict[str, Latency]:
     """Time several calls by turns, so that a machine whose speed varies does not favour one of them.
 
     Args:
         calls: what is timed, by name; the first call of each is made in this order.
+        device: where they compute; a GPU is waited for.
         seconds: how long to go on with each.
         least: number of calls of each at least, unless they are very slow.
         warm_up: calls of each after the first that are not counted.
@@ -52,11 +61,11 @@ def measure_in_turns(
     """
     first: dict[str, float] = {}
     for name, call in calls.items():
-        first[name], *_ = [_time(call) for _ in range(1 + warm_up)]
+        first[name], *_ = [_time(call, device) for _ in range(1 + warm_up)]
     times: dict[str, list[float]] = {name: [] for name in calls}
     while any(not _enough(values, seconds, least) for values in times.values()):
         for name, call in calls.items():
-            times[name] += [_time(call) for _ in range(turn)]
+            times[name] += [_time(call, device) for _ in range(turn)]
     return {name: _summary(times[name], first[name]) for name in calls}
 
 
@@ -70,9 +79,9 @@ def _summary(times: list[float], first: float) -> Latency:
     return Latency(median, p95, p99, first, len(times))
 
 
-def _time(call: Callable[[], object]) -> float:
+def _time(call: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     call()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # which need not be the current GPU
     return 1000 * (time.perf_counter() - start)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.float32 import full_float32
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
 from video_distilled_encoder.runtimes.runtime import Runtime
 from video_distilled_encoder.tokens import tokens_after
@@ -109,8 +110,8 @@ def run_reference(
 ) -> dict[str, Tensor]:
     """Return the outputs as the torch encoder gives them, preprocessing included."""
     crop_mode = artefact.camera.crop_mode if artefact.camera else None
-    pixels = torch.cat([encoder.preprocess(image, size=size, crop_mode=crop_mode) for image in images])
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
+        pixels = torch.cat([encoder.preprocess(image, size=size, crop_mode=crop_mode) for image in images])
         outputs = encoder(pixels)._asdict()
         numbers = [int(name.removeprefix(LAYER)) for name in artefact.outputs if name.startswith(LAYER)]
         layers = tokens_after(encoder.backbone, pixels, numbers) if numbers else {}

@@ -262,4 +262,4 @@ def time_run(runtime: Runtime) -> latency.Latency:
     artefact = runtime.artefact
     shape = artefact.input_shape(artefact.batch[1], artefact.size or artefact.default_size)
     inputs = torch.zeros(shape, dtype=torch.uint8 if artefact.camera else torch.float32, device=runtime.device)
-    return latency.measure(lambda: runtime.run(inputs))
+    return latency.measure(lambda: runtime.run(inputs), runtime.device)

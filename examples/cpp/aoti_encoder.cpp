@@ -57,5 +57,6 @@ class AotiEncoder {
 int main(int argc, char** argv) {
   // Without this a package takes any shape and type for its own, and reads past the end of the memory.
   setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 1);
+  at::globalContext().setAllowTF32CuDNN(false);  // fp32 is float32, not TF32
   return example::run<AotiEncoder>(argc, argv, "");
 }

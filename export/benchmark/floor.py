@@ -20,7 +20,7 @@ _SMALLEST = 128
 
 @dataclass(frozen=True)
 class Floor:
-    """What no runtime can beat in the same arithmetic; one that computes in less (TF32, bf16, int8) may."""
+    """What no runtime can beat in the same arithmetic; one that computes in less (bf16, int8) may."""
 
     size: tuple[int, int]
     batch: int
@@ -53,7 +53,7 @@ def matmul_rate(precision: str, device: str, seconds: float) -> float:
     """Return the best rate of a large square matrix product in GFLOP/s.
 
     Args:
-        precision: fp32 or bf16; fp32 as torch computes it by default, without TF32.
+        precision: fp32 or bf16.
         device: "cpu" or "cuda".
         seconds: how long to try; a product is as large as a fifth of that allows.
     """
@@ -69,4 +69,4 @@ def matmul_rate(precision: str, device: str, seconds: float) -> float:
 
 def _product_ms(side: int, precision: str, device: str, seconds: float) -> float:
     a, b = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
-    return latency.measure(lambda: a @ b, seconds, least=1, warm_up=1).median
+    return latency.measure(lambda: a @ b, a.device, seconds, least=1, warm_up=1).median

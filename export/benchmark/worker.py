@@ -23,6 +23,7 @@ from export.benchmark.subjects import open_subject
 from export.latency import measure_in_turns
 from export.pipeline import export
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.float32 import full_float32
 
 
 def main() -> None:
@@ -39,7 +40,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     tasks: dict[str, Callable[..., Any]] = {"measure": measure, "export": make_export, "matmul_rate": matmul_rate}
     try:
-        return {"result": tasks[request["task"]](**request["arguments"])}
+        with full_float32():
+            return {"result": tasks[request["task"]](**request["arguments"])}
     except InputError as error:
         return {"error": str(error)}
     except Exception as error:  # a row of the table must say why it is empty, whatever the library raised
@@ -53,7 +55,7 @@ def measure(row: Mapping[str, Any], frame: list[int], device: str, seconds: floa
     Args:
         row: of `Row`.
         frame: (height, width) of a camera frame.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda:1".
         seconds: how long to measure, the network alone and end to end each.
     """
     height, width = frame
@@ -63,7 +65,8 @@ def measure(row: Mapping[str, Any], frame: list[int], device: str, seconds: floa
     subject = open_subject(subject_row, (height, width), device, torch.get_num_threads())
     loaded = time.perf_counter() - start
     with torch.no_grad():
-        times = measure_in_turns({"network": subject.network, "end_to_end": subject.end_to_end}, seconds)
+        calls = {"network": subject.network, "end_to_end": subject.end_to_end}
+        times = measure_in_turns(calls, torch.device(device), seconds)
     return {
         **{name: asdict(latency) for name, latency in times.items()},
         "load_seconds": loaded,

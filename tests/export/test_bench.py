@@ -34,6 +34,7 @@ from video_distilled_encoder.preprocessing import bundled_photographs, open_imag
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera, sidecar
 
 TIMM = "timm:vit_tiny_patch16_224"
+CPU = torch.device("cpu")
 
 
 def answer_here(task, threads, timeout, **arguments):
@@ -313,10 +314,21 @@ def test_calls_are_timed_by_turns(monkeypatch):
     monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(ticks)))  # every call takes a second
     order = []
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    times = latency.measure_in_turns(calls, seconds=3, least=4, warm_up=1, turn=2)
+    times = latency.measure_in_turns(calls, CPU, seconds=3, least=4, warm_up=1, turn=2)
     assert "".join(order) == "aabb" + 2 * "aabb"
     assert times["a"] == times["b"] == Latency(1000.0, 1000.0, 1000.0, 1000.0, 4)
-    assert latency.measure(lambda: None, seconds=0.5, least=20).calls == 5  # ten times the seconds, not twenty calls
+    assert latency.measure(lambda: None, CPU, seconds=0.5, least=20).calls == 5  # ten times the seconds, not 20 calls
+
+
+def test_the_gpu_that_computes_is_waited_for_and_no_other(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    latency.measure(lambda: None, torch.device("cuda:1"), seconds=0.0, least=2, warm_up=1)
+    assert set(waited) == {torch.device("cuda:1")}
+    waited.clear()
+    latency.measure(lambda: None, CPU, seconds=0.0, least=2, warm_up=1)
+    assert waited == []
 
 
 def test_plan(tiny_directory, tmp_path):

@@ -12,6 +12,7 @@ import functools
 import inspect
 import json
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,13 @@ import onnx
 import onnxruntime
 
 SURFACE = json.loads(Path(__file__).with_name("tensorrt_surface.json").read_text())
+SCRATCH = 1 << 16
+"""Bytes that a context computes in."""
 _MAGIC = b"stand-in engine\n"
+
+
+def record(work):
+    """Be told of a GPU's work, which a CUDA graph may be recording."""
 
 
 class Severity(enum.Enum):
@@ -182,7 +189,7 @@ class ITimingCache(Strict):
 
 class IBuilderConfig(Strict):
     def __init__(self):
-        self._flags, self._profiles, self._pools, self._cache = set(), [], {}, None
+        self._flags, self._profiles, self._pools, self._cache = {self._trt.BuilderFlag.TF32}, [], {}, None
         self.builder_optimization_level = 3
         self.hardware_compatibility_level = self._trt.HardwareCompatibilityLevel.NONE
 
@@ -202,6 +209,10 @@ class IBuilderConfig(Strict):
     @typed("BuilderFlag")
     def set_flag(self, flag):
         self._flags.add(flag)
+
+    @typed("BuilderFlag")
+    def clear_flag(self, flag):
+        self._flags.discard(flag)
 
     @typed("IOptimizationProfile")
     def add_optimization_profile(self, profile):
@@ -318,13 +329,30 @@ class ICudaEngine(Strict):
         kind = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(uint8)": "UINT8"}
         return self._trt.DataType[kind[next(tensor.type for tensor in self._tensors if tensor.name == name)]]
 
-    def create_execution_context(self):
-        return self._trt.IExecutionContext(self)
+    @property
+    def device_memory_size_v2(self):
+        return SCRATCH
+
+    @typed("ExecutionContextAllocationStrategy")
+    def create_execution_context(self, strategy=None):
+        strategies = self._trt.ExecutionContextAllocationStrategy
+        return self._trt.IExecutionContext(self, strategy or strategies.STATIC)
 
 
 class IExecutionContext(Strict):
-    def __init__(self, engine):
+    def __init__(self, engine, strategy):
         self._engine, self._shape, self._addresses, self._shapes = engine, None, {}, {}
+        managed = strategy is self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._own = None if managed else ctypes.create_string_buffer(SCRATCH)
+        self._memory = self._own and ctypes.addressof(self._own)
+        self._trt._contexts.add(self)
+
+    @typed(int, int)
+    def set_device_memory(self, memory, size):
+        if size < SCRATCH or memory % 64:
+            self._engine._logger.log(Severity.ERROR, f"{size} bytes of memory at {memory} are too few")
+        else:
+            self._memory = memory
 
     @typed(str, (tuple, list))
     def set_input_shape(self, name, shape):
@@ -348,15 +376,22 @@ class IExecutionContext(Strict):
 
     @typed(int)
     def execute_async_v3(self, stream_handle):
-        (source,) = self._engine._session.get_inputs()
-        if self._shape is None or set(self._addresses) != {tensor.name for tensor in self._engine._tensors}:
+        tensors = {tensor.name for tensor in self._engine._tensors}
+        if self._shape is None or set(self._addresses) != tensors or self._memory is None:
             return False
-        pixels = np.empty(self._shape, self._element())
-        ctypes.memmove(pixels.ctypes.data, self._addresses[source.name], pixels.nbytes)
+        work = functools.partial(self._execute, self._shape, dict(self._addresses), self._memory)
+        work()
+        record(work)
+        return True
+
+    def _execute(self, shape, addresses, memory):
+        ctypes.memset(memory, 0xFF, SCRATCH)
+        (source,) = self._engine._session.get_inputs()
+        pixels = np.empty(shape, self._element())
+        ctypes.memmove(pixels.ctypes.data, addresses[source.name], pixels.nbytes)
         for output, value in zip(self._engine._session.get_outputs(), self._compute(pixels), strict=True):
             value = np.ascontiguousarray(value)
-            ctypes.memmove(self._addresses[output.name], value.ctypes.data, value.nbytes)
-        return True
+            ctypes.memmove(addresses[output.name], value.ctypes.data, value.nbytes)
 
     def _element(self):
         return np.uint8 if self._engine._session.get_inputs()[0].type == "tensor(uint8)" else np.float32
@@ -379,6 +414,8 @@ CLASSES += [ITimingCache, IHostMemory, Runtime, ICudaEngine, IExecutionContext]
 class Module(types.ModuleType):
     """`tensorrt` of one version.
 
+    `_contexts` are those that are there.
+
     Args:
         version: of `SURFACE`.
         gpu: whether there is a GPU.
@@ -392,6 +429,7 @@ class Module(types.ModuleType):
         self._gpu = gpu
         self._timings = f"timings of {version}".encode()
         self._deserialised = 0
+        self._contexts = weakref.WeakSet()
         self.ILogger = ILogger
         for name, members in surface["enums"].items():
             setattr(self, name, enum.Enum(name, members, type=_Number))

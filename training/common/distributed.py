@@ -60,11 +60,12 @@ class World:
             print(text, file=sys.stderr)
 
 
-def start(device: str) -> World:
+def start(device: str, full_float32: bool = False) -> World:
     """Join the processes that a launcher started, or be the only one.
 
     Args:
         device: "auto", "cuda" or "cpu"; "auto" takes CUDA if it is there.
+        full_float32: on CUDA, compute what is float32 in float32, not in TF32.
 
     Raises:
         InputError: CUDA is asked for and not there, or there are fewer GPUs than processes.
@@ -77,7 +78,8 @@ def start(device: str) -> World:
     if device == "cuda":
         place = choose_gpu(local, torch.cuda.device_count())
         torch.cuda.set_device(place)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("highest" if full_float32 else "high")
+        torch.backends.cudnn.allow_tf32 = not full_float32
     if size > 1 and not dist.is_initialized():
         # NCCL is not told the device here, or it would connect before two processes on one GPU are told apart.
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_STEP)

@@ -79,7 +79,7 @@ def pretrain(
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     check_out(out, recipe, resume)
     handover.check_size(shard_mib)
-    world = distributed.start(recipe.run.device)
+    world = distributed.start(recipe.run.device, full_float32=recipe.run.precision == "fp32")
     with held(out) if world.is_main else nullcontext():
         share_of_batch(recipe, world)
         start = begin(out, recipe, resume)

@@ -40,7 +40,7 @@ def measure(data: Sequence[Path], recipe: Recipe, steps: int, asked: Asked | Non
         stores = open_stores(extract_all(data, Path(folder) / "frames", recipe.extract, asked=asked))
         extracted = sum(map(len, stores)) / (time.perf_counter() - start)
         index = clip_index(recipe, stores)
-        world = distributed.start(recipe.run.device)
+        world = distributed.start(recipe.run.device, full_float32=recipe.run.precision == "fp32")
         frames = load_frames(recipe, stores, world)
         recipe = _shortened(recipe, steps)
         loaded = _clips_loaded(recipe, index, world)

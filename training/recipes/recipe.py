@@ -52,7 +52,8 @@ class RunConfig:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; auto takes CUDA if it is there."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the matrix products; auto takes bf16 on CUDA and on processors that have units for it, else fp32."""
+    """Of the matrix products; auto takes bf16 on CUDA and on processors that have units for it, else fp32. On CUDA fp32
+    is never TF32; beside bf16, what stays float32 is."""
     compile: bool = False
     """Compile the blocks and heads with torch.compile, once for each size of views."""
     workers: int | None = None

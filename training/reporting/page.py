@@ -48,6 +48,8 @@ class Subject(NamedTuple):
     grids: Tensor
     """(T, h, w, C)."""
     measures: Measures
+    device: torch.device
+    """That it was measured on."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def examine(name: str, clip: Clip, pairs: dict[float, list[tuple[int, int]]], ar
     size = model.nearest_size(height * scale, width * scale)
     label = str(model.description["name"])
     grids = extract(model, clip.frames, size, cache=args.cache, desc=f"encode {label}").grid
-    return Subject(label, grids, measure(model, clip.frames, clip.times, grids, pairs))
+    return Subject(label, grids, measure(model, clip.frames, clip.times, grids, pairs), model.device)
 
 
 def rows(gaps: Sequence[float]) -> list[Row]:
@@ -254,7 +256,7 @@ def write_page(clip: Clip, subjects: Sequence[Subject], pairs: dict[float, list[
     return Template(_PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"Encoders on {clip.name}"),
         facts=f"{len(clip.frames)} frames, {clip.times[-1]:.1f} s, {1 / step:.1f} per second. "
-        f"{_machine()}, torch {torch.__version__}.",
+        f"{_machine(subjects[0].device)}, torch {torch.__version__}.",
         screens="".join(screens),
         frames=json.dumps(films),
         times=json.dumps([round(float(time), 3) for time in clip.times]),
@@ -271,7 +273,7 @@ def write_page(clip: Clip, subjects: Sequence[Subject], pairs: dict[float, list[
     )
 
 
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{platform.machine()} processor, {torch.get_num_threads()} threads"

@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from video_distilled_encoder.runtimes.artefact import Artefact
+from video_distilled_encoder.runtimes.recording import gpus
 from video_distilled_encoder.runtimes.runtime import Runtime
 
 RUNTIMES = {
@@ -39,5 +41,7 @@ def load_runtime(path: str | Path, device: str | None = None, *, threads: int | 
     path = Path(path).absolute()
     artefact = Artefact.read(path)
     module = importlib.import_module(f"{__name__}.{RUNTIMES[artefact.format]}")
-    session = module.open_session(path, artefact, device or artefact.device or "cpu", threads)
+    place = device or artefact.device or "cpu"
+    with gpus.inside() if place.startswith("cuda") else nullcontext():
+        session = module.open_session(path, artefact, place, threads)
     return Runtime(artefact, session, partial(load_runtime, path, device, threads=threads))

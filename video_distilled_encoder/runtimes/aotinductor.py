@@ -7,6 +7,7 @@ process ends: g++ marks such code as never to be let go. So open a package once 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError, first_line
+from video_distilled_encoder.float32 import full_float32
 from video_distilled_encoder.runtimes.artefact import Artefact, check_machine, machine
 from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, cuda_device
 
 
 class AotiSession:
-    """A loaded package; on a GPU each batch size is captured as a CUDA graph.
+    """A loaded package; on a GPU each batch size is recorded as a CUDA graph.
 
     Args:
         path: the .pt2 file.
@@ -28,7 +30,7 @@ class AotiSession:
     """
 
     def __init__(self, path: Path, artefact: Artefact, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
+        self.on_gpu = on_gpu = device.type == "cuda"
         try:
             # Of its own accord a package records events, which a CUDA graph cannot hold; calls come one at a time.
             package: Any = torch._inductor.aoti_load_package(
@@ -37,12 +39,20 @@ class AotiSession:
         except Exception as error:
             raise InputError(f"{path.name} cannot be loaded by AOTInductor: {first_line(error)}") from error
         self._artefact, self.device = artefact, device
-        self._call: Callable[[Tensor], Any] = CudaGraphs(package) if on_gpu else package
+        self._call: Callable[[Tensor], Any] = (
+            CudaGraphs(lambda shape: partial(_run_in_full, package)) if on_gpu else package
+        )
 
     def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
         """Run on one batch. A package puts its results into memory of its own, so they are copied."""
         for name, result in zip(self._artefact.outputs, self._call(inputs), strict=True):
             outputs[name].copy_(result)
+
+
+def _run_in_full(package: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+    """Run it in float32, not TF32: of what it leaves to torch's libraries, that is settled when a graph is recorded."""
+    with full_float32():
+        return package(inputs)
 
 
 def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> AotiSession:

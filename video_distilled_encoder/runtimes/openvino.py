@@ -44,6 +44,7 @@ class OpenVinoSession:
     """
 
     device = torch.device("cpu")
+    on_gpu = False
 
     def __init__(self, path: Path, artefact: Artefact, device: str, threads: int | None) -> None:
         core = shared_core()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images, as_size, load, preprocess
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
 from video_distilled_encoder.runtimes.memory import share, share_output
+from video_distilled_encoder.runtimes.recording import gpus
 
 _LOADED = "this runtime was loaded"
 
@@ -24,6 +26,8 @@ class Session(Protocol):
 
     device: torch.device
     """Where inputs are wanted and outputs lie."""
+    on_gpu: bool
+    """Whether it computes on one of CUDA's."""
 
     def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
         """Run on one batch.
@@ -51,6 +55,7 @@ class Runtime:
         self._session = session
         self._reopen = reopen
         self._lock = threading.Lock()
+        self._turn: Callable[[], AbstractContextManager[None]] = gpus.inside if session.on_gpu else nullcontext
         self._process = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[[], Runtime], tuple[()]]:
@@ -84,7 +89,7 @@ class Runtime:
         inputs = share(inputs, "what run() takes")
         self._check(inputs)
         # what is made in inference mode could never be written outside of it
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        with self._lock, self._turn(), torch.inference_mode(False), torch.no_grad():
             outputs = self._outputs(inputs, out or {})
             most = self.artefact.batch[2]
             places = zip(*(output.split(most) for output in outputs.values()), strict=True)
@@ -94,6 +99,8 @@ class Runtime:
 
     def warm_up(self, batches: Sequence[int] = (), sizes: Sequence[tuple[int, int]] = ()) -> None:
         """Run with each batch and size to come, so that the calls after it make no context, graph or buffer.
+
+        ONNX Runtime records CUDA graphs for the thread that calls.
 
         Args:
             batches: numbers of images; by default the export's usual one.
@@ -106,11 +113,12 @@ class Runtime:
         dtype = torch.uint8 if artefact.camera else torch.float32
         for size in sizes or [artefact.size or artefact.default_size]:
             for batch in batches or [artefact.batch[1]]:
-                inputs = torch.zeros(artefact.input_shape(batch, size), dtype=dtype, device=self.device)
+                inputs = torch.zeros(artefact.input_shape(batch, size), dtype=dtype)
                 for _ in range(2):  # ONNX Runtime sees in the first what memory the second is to get in one piece
                     self.run(inputs)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        if self._session.on_gpu:
+            with self._turn():
+                torch.cuda.current_stream(self.device).synchronize()
 
     def __call__(self, inputs: Tensor) -> EncoderOutput:
         """Return the features of one batch, as `Encoder.__call__` does; input and errors as of `run`.
@@ -161,14 +169,15 @@ class Runtime:
         if artefact.camera is not None:
             return self._frames(images, size, crop_mode)
         default = artefact.size or artefact.default_size
-        pixels = preprocess(
-            images,
-            artefact.config,
-            size=(default[0] if crop_mode == "whole" else default) if size is None else size,
-            crop_mode=crop_mode,
-            multiple=artefact.patch_size,
-            device=self.device,
-        )
+        with self._turn():
+            pixels = preprocess(
+                images,
+                artefact.config,
+                size=(default[0] if crop_mode == "whole" else default) if size is None else size,
+                crop_mode=crop_mode,
+                multiple=artefact.patch_size,
+                device=self.device,
+            )
         return pixels.flatten(0, -4), tuple(pixels.shape[:-3])
 
     def _frames(

@@ -7,8 +7,8 @@ whose surface is NVIDIA's published API, never yet on a GPU; verify on yours wit
 
 which compares the engine with torch on real images. An engine is native code: load only your own.
 
-Networks are strongly typed: the precision is the ONNX file's. In float32 ones TensorRT computes products in TF32, which
-is its default.
+Networks are strongly typed: the precision is the ONNX file's. TF32, in which TensorRT by default computes products of
+float32, is switched off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,9 +28,8 @@ from torch import Tensor
 
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.files import atomic_path
-from video_distilled_encoder.recent import Recent
 from video_distilled_encoder.runtimes.artefact import Artefact, check_machine, machine
-from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, cuda_device
+from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, Function, cuda_device
 
 HARDWARE = {"none": "none", "ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 """On which other GPUs an engine runs, and trtexec's word for it: none, all from Ampere on, or those of the same compute
@@ -123,7 +122,14 @@ def build(onnx: Path, options: BuildOptions, device: torch.device) -> bytes:
 
 def build_command(onnx_name: str, engine_name: str, options: BuildOptions) -> str:
     """Return the command that builds the same engine with trtexec, NVIDIA's own tool of TensorRT 10 and 11."""
-    words = ["trtexec", f"--onnx={onnx_name}", f"--saveEngine={engine_name}", "--stronglyTyped", "--skipInference"]
+    words = [
+        "trtexec",
+        f"--onnx={onnx_name}",
+        f"--saveEngine={engine_name}",
+        "--stronglyTyped",
+        "--noTF32",
+        "--skipInference",
+    ]
     if options.batch[0] != options.batch[2]:  # of a network of fixed shape trtexec refuses them
         for name, shape in zip(("min", "opt", "max"), options.shapes, strict=True):
             words.append(f"--{name}Shapes={options.input_name}:{'x'.join(map(str, shape))}")
@@ -161,7 +167,7 @@ def made_for(options: BuildOptions, device: torch.device) -> dict[str, str]:
 
 
 class TensorRtSession:
-    """An engine; on a GPU each batch size is recorded as a CUDA graph.
+    """An engine; each batch size is recorded as a CUDA graph.
 
     Args:
         path: the engine.
@@ -169,10 +175,25 @@ class TensorRtSession:
         device: the GPU, with its number.
     """
 
+    on_gpu = True
+
+    def __init__(self, path: Path, artefact: Artefact, device: torch.device) -> None:
+        self._artefact, self.device = artefact, device
+        self._call = CudaGraphs(_Engine(path, artefact, device).prepare)
+
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch. A CUDA graph has memory of its own, so its results are copied."""
+        for name, result in zip(self._artefact.outputs, self._call(inputs), strict=True):
+            outputs[name].copy_(result)
+
+
+class _Engine:
+    """A loaded engine, with memory for what it computes in between: all of its contexts', as they never run at once."""
+
     def __init__(self, path: Path, artefact: Artefact, device: torch.device) -> None:
         trt = require()
-        self._artefact, self.device, self._path = artefact, device, path
-        self._log = _log(trt)
+        self._path, self._artefact, self._device, self._log = path, artefact, device, _log(trt)
+        self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with _current(device):
             runtime = _start(trt.Runtime, self._log)
             # A version-compatible engine brings the part of TensorRT that runs it.
@@ -182,40 +203,28 @@ class TensorRtSession:
             raise InputError(f"{path} cannot be loaded by TensorRT {trt.__version__}: {_reason(self._log)}")
         _check_tensors(trt, engine, path, artefact)
         self._engine = engine
-        self._prepared: Recent[tuple[int, ...], Callable[[Tensor], Sequence[Tensor]]] = Recent(8)
+        self._memory = torch.empty(engine.device_memory_size_v2, dtype=torch.uint8, device=device)
 
-    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
-        """Run on one batch. A CUDA graph has memory of its own, so its results are copied."""
-        results = self._prepared.get(tuple(inputs.shape), self._prepare)(inputs)
-        for name, result in zip(self._artefact.outputs, results, strict=True):
-            outputs[name].copy_(result)
-
-    def _prepare(self, shape: tuple[int, ...]) -> Callable[[Tensor], Sequence[Tensor]]:
+    def prepare(self, shape: tuple[int, ...]) -> Function:
         """Return what runs inputs of one shape: a context of its own, for a graph is bound to its context's shapes."""
-        with _current(self.device):
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()  # the oldest context may be freed after this, and must not be running
-            context = self._engine.create_execution_context()
+        context = self._engine.create_execution_context(self._strategy)
         if context is None:
-            raise InputError(f"TensorRT cannot run {self._path} on {self.device}: {_reason(self._log)}")
+            raise InputError(f"TensorRT cannot run {self._path} on {self._device}: {_reason(self._log)}")
+        context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         if not context.set_input_shape(self._artefact.input, shape):
             raise InputError(f"the engine {self._path} does not take inputs of {shape}: {_reason(self._log)}")
-        function = partial(_enqueue, context, self._artefact, self.device, self._path, self._log)
-        return CudaGraphs(function) if self.device.type == "cuda" else function
+        return partial(self._enqueue, context)
 
-
-def _enqueue(
-    context: Any, artefact: Artefact, device: torch.device, path: Path, log: Any, inputs: Tensor
-) -> list[Tensor]:
-    """Start an engine on the current stream. No method: it lives in its session, which must not live in it."""
-    names = artefact.outputs
-    shapes = [tuple(context.get_tensor_shape(name)) for name in names]
-    outputs = [torch.empty(shape, dtype=torch.float32, device=device) for shape in shapes]
-    for name, tensor in zip((artefact.input, *names), (inputs, *outputs), strict=True):
-        context.set_tensor_address(name, tensor.data_ptr())
-    if not context.execute_async_v3(_stream(device)):
-        raise InputError(f"TensorRT cannot run {path} on {device}: {_reason(log)}")
-    return outputs
+    def _enqueue(self, context: Any, inputs: Tensor) -> list[Tensor]:
+        """Start the engine on the current stream."""
+        names = self._artefact.outputs
+        shapes = [tuple(context.get_tensor_shape(name)) for name in names]
+        outputs = [torch.empty(shape, dtype=torch.float32, device=self._device) for shape in shapes]
+        for name, tensor in zip((self._artefact.input, *names), (inputs, *outputs), strict=True):
+            context.set_tensor_address(name, tensor.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
+            raise InputError(f"TensorRT cannot run {self._path} on {self._device}: {_reason(self._log)}")
+        return outputs
 
 
 def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> TensorRtSession:
@@ -280,6 +289,7 @@ def _version(text: str) -> tuple[int, ...]:
 def _config(trt: Any, builder: Any, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
     if options.version_compatible:
@@ -359,10 +369,6 @@ def _reason(log: Any) -> str:
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """TensorRT works on the current GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def require() -> Any:

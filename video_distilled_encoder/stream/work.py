@@ -11,6 +11,7 @@ from torch import Tensor
 
 from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.preprocessing import Images
+from video_distilled_encoder.runtimes.recording import gpus
 from video_distilled_encoder.stream.exchange import Exchange, Frame
 
 Encode = Callable[[Images], EncoderOutput]
@@ -65,7 +66,8 @@ def _attempt(encode: Encode, image: Images) -> EncoderOutput | BaseException:
 def _finished(features: EncoderOutput) -> EncoderOutput:
     """Wait until features are computed: a GPU's are handed out before, and would seem younger than they are."""
     if features.cls.is_cuda:
-        torch.cuda.current_stream(features.cls.device).synchronize()
+        with gpus.inside():
+            torch.cuda.current_stream(features.cls.device).synchronize()
     return features
 
 

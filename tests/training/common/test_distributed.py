@@ -152,6 +152,18 @@ def test_a_process_without_a_gpu_is_told(local, count, reason):
         choose_gpu(local, count)
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_fp32_on_a_gpu_is_not_tf32(monkeypatch, full):
+    said = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", full)
+    assert distributed.start("cuda", full_float32=full).device == torch.device("cuda", 0)
+    assert said == ["highest" if full else "high"]
+    assert torch.backends.cudnn.allow_tf32 is not full
+
+
 def test_two_processes_on_one_gpu_are_told():
     check_different(["GPU-1", "GPU-2"])
     with pytest.raises(InputError, match="processes 0 and 2 have one and the same GPU"):
