@@ -18,6 +18,7 @@ FAMILIES = {"vit_small_patch14_reg4_dinov2": SMALL | {"img_size": 56}, "vit_smal
 SETTINGS = {
     "distill": ["--objective.teacher=random:vit_tiny_patch16_224"],
     "dora": ["--objective.objects=2", "--objective.head.prototypes=64", "--clips.frames=3", "--clips.stride=0.5"],
+    "frame1-cpu": [f"--objective.{kind}_teacher=random:vit_tiny_patch16_224" for kind in ("spatial", "semantic")],
 }
 
 
@@ -37,7 +38,7 @@ def recipe_of(method, architecture, *settings):
     return read_recipe(["smoke"] if method == "vfd" else ["smoke", method], words)
 
 
-METHODS = ["vfd", "dino-frames", "ibot", "distill", "dora", "timet", "paka", "rsp-cpu", "poodle-cpu"]
+METHODS = ["vfd", "dino-frames", "ibot", "distill", "dora", "timet", "paka", "rsp-cpu", "poodle-cpu", "frame1-cpu"]
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)

@@ -20,7 +20,7 @@ ROOMS = [
     "releases",
 ]
 """From the lowest to the highest; commands stand above them all, the core package below."""
-NARROWER = {"nn": {"common"}, "models": {"common"}, "evaluation": {"common", "models", "nn"}}
+NARROWER = {"nn": {"common"}, "models": {"common", "nn"}, "evaluation": {"common", "models", "nn"}}
 """Rooms that may use fewer than all lower ones."""
 
 

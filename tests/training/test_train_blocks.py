@@ -33,6 +33,7 @@ METHODS = {
     "timet": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
     "rsp-cpu": ["--objective.decoder.width=64", "--objective.decoder.depth=1", "--objective.decoder.heads=4"],
     "poodle": ["--objective.hidden=32", "--clips.stride=0.2", "--views.local_size=32"],
+    "frame1-cpu": ["--objective.semantic_teacher=", "--objective.spatial_teacher=nota/vfd-vits16"],
     "paka": ["--optimizer.learning_rate=0.01", "--objective.teacher_momentum=[0.9,0.9]"],
 }
 
@@ -44,6 +45,7 @@ PASSES = {
     "timet": [(5, 64)],
     "rsp-cpu": [(2, 64), (1, 32)],  # of 64 pixels a quarter of the patches is shown
     "poodle": [(4, 64), (8, 32)],
+    "frame1-cpu": [(1, 64)],
     "paka": [(2, 64)],
 }
 """Per clip, passes of student and teacher through the backbone, and the side of what they see."""

@@ -239,6 +239,7 @@ def train(
             runs = [*before, handover.facts_of(trainer.step, trainer.plan, facts, method.provenance())]
             card = run_card(recipe, trainer.step, index, runs)
             Encoder(method.encoder(), recipe.backbone.config, card).save_pretrained(out / "encoder")
+            method.save_beside(out)
             handover.write(out / handover.FOLDER, method, recipe.backbone.config, runs, shard_mib)
         trainer.checkpoints.wait()
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from training.evaluation.cache import cached
 from training.models.model import Model
+from training.models.video_encoder import VideoEncoderModel
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256
 from video_distilled_encoder.preprocessing import open_image
@@ -46,6 +47,7 @@ def extract(
     cache: Path,
     layers: int = 1,
     crop_mode: str = "squash",
+    in_order: bool = False,
     desc: str = "encode",
 ) -> Features:
     """Return the features of images, from the cache if they are there.
@@ -57,6 +59,7 @@ def extract(
         cache: folder of the entries.
         layers: number of last blocks concatenated.
         crop_mode: how an image comes to `size`, see `Model.encode`.
+        in_order: the images are the frames of one video, one after another.
         desc: what the progress bar says.
 
     Raises:
@@ -66,6 +69,9 @@ def extract(
     if not images:
         raise InputError("there are no images to encode")
     what = {**model.identity, "size": size, "layers": layers, "crop_mode": crop_mode}
+    if isinstance(model, VideoEncoderModel):
+        what["in_order"] = in_order
+        model.begin(in_order)
 
     def write(folder: Path) -> None:
         _write(folder, model, images, size, layers, crop_mode, desc)

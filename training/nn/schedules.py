@@ -15,8 +15,12 @@ def linear_warmup(start: float, end: float, warmup: float, progress: float) -> f
     return end if progress >= warmup else start + (end - start) * progress / warmup
 
 
-def warmup_cosine(peak: float, end: float, warmup: float, progress: float) -> float:
-    """Rise linearly from 0 to `peak` until progress `warmup`, then follow half a cosine to `end`."""
+def warmup_cosine(peak: float, end: float, warmup: float, progress: float, cycles: int = 1) -> float:
+    """Rise linearly from 0 to `peak` until progress `warmup`, then follow half a cosine to `end`.
+
+    Of several `cycles` each begins at the peak and takes an equal part of what is left: warm restarts (SGDR).
+    """
     if progress < warmup:
         return peak * progress / warmup
-    return cosine(peak, end, (progress - warmup) / (1 - warmup))
+    turns = cycles * (min(progress, 1.0) - warmup) / (1 - warmup)
+    return cosine(peak, end, turns if turns >= cycles else turns % 1)

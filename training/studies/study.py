@@ -44,6 +44,8 @@ class Row:
     model: str | None = None
     """Instead of training, measure this: `pixels`, a release, `random:{architecture}` for the base's, `{start}` for
     what it starts from (`run.init_from`, or random weights)."""
+    measured: str | None = None
+    """What is measured of its run, as `frame2:{run}`, if not the encoder that it leaves."""
     published: dict[str, float] = field(default_factory=dict)
     """What a paper says of the same row, by heading: more columns of the table."""
 
@@ -158,7 +160,8 @@ def chained(recipe: Recipe, run: Path) -> Recipe:
 
 def subject_of(out: Path, name: str, row: Row, seed: int) -> Subject:
     """Return what is measured of a row."""
-    return Subject(name, row.model or str(run_of(out, name, seed) / "encoder"), seed)
+    measured = (row.measured or "{run}/encoder").format(run=run_of(out, name, seed))
+    return Subject(name, row.model or measured, seed)
 
 
 def run_of(out: Path, name: str, seed: int) -> Path:

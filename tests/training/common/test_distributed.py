@@ -42,6 +42,7 @@ def launch(*arguments):
 
 
 LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--optimizer.learning_rate=0.001"]
+TEACHERS = ["--objective.spatial_teacher={tiny}", "--objective.semantic_teacher={tiny}", "--objective.semantic_size=64"]
 
 
 @pytest.mark.parametrize(
@@ -69,11 +70,14 @@ LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--
             *["--recipe", "smoke", "poodle-cpu", "--objective.hidden=32", "--objective.bottleneck=16"],
             *["--objective.decoder_width=16", "--views.local_views=2"],
         ],
+        ["--recipe", "smoke", "frame1-cpu", *TEACHERS],
+        ["--recipe", "smoke", "frame2-cpu", *TEACHERS, "--run.init_from={tiny}", "--backbone.model_args.depth=6"],
     ],
-    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp", "poodle"],
+    ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp", "poodle", "frame1", "frame2"],
 )
-def test_two_gloo_processes_equal_one(losses, clip, photograph, tmp_path, options):
+def test_two_gloo_processes_equal_one(losses, clip, photograph, tiny_directory, tmp_path, options):
     launchers = ("none", "torchrun")
+    options = [option.replace("{tiny}", str(tiny_directory)) for option in options]
     for launcher in launchers:
         result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, *options)
         assert result.returncode == 0, result.stderr

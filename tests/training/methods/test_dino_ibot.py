@@ -157,7 +157,8 @@ def test_time_aug_takes_views_from_both_frames():
     assert max(view.box.width * view.box.height for view in single[:2]) > 0.4 * 640 * 360 * 0.9
 
 
-WITHOUT_PROTOTYPES = {"distill", "paka", "poodle", "poodle-cpu", "rsp", "rsp-cpu", "warm"}
+WITHOUT_PROTOTYPES = {"distill", "frame1", "frame1-cpu", "frame2", "frame2-cpu", "paka", "poodle", "poodle-cpu"}
+WITHOUT_PROTOTYPES |= {"rsp", "rsp-cpu", "warm"}
 
 
 @pytest.mark.parametrize("name", sorted(set(names_in(RECIPES)) - {"smoke", "cpu"} - WITHOUT_PROTOTYPES))
@@ -188,6 +189,19 @@ def test_every_recipe_builds_and_takes_its_own_views(name):
 
 
 def test_methods_are_the_files_of_the_folder():
-    assert method_names() == ["attmask", "dino", "distill", "dora", "ibot", "paka", "poodle", "rsp", "timet", "vfd"]
+    assert method_names() == [
+        "attmask",
+        "dino",
+        "distill",
+        "dora",
+        "frame1",
+        "frame2",
+        "ibot",
+        "paka",
+        "poodle",
+        "rsp",
+        "timet",
+        "vfd",
+    ]
     with pytest.raises(InputError, match=r"clips\.frames is 3"):
         build("dino-frames", "--clips.frames=3")

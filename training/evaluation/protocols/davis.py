@@ -170,7 +170,7 @@ def predict(
         raise InputError(
             f"{sequence.masks[0]} holds no object; its palette indices must be 0 for background and 1, 2, …"
         )
-    grids = extract(model, sequence.images, size, cache=args.cache, desc=f"encode {sequence.name}").grid
+    grids = extract(model, sequence.images, size, cache=args.cache, in_order=True, desc=f"encode {sequence.name}").grid
     labels = labels_on_grid(first, numbers, (grids.shape[1], grids.shape[2]))
     yield first
     for carried in propagate(grids, labels, variant, model.device):

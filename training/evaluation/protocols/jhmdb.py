@@ -79,7 +79,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     distances, frames = [], 0
     for folder, positions in tqdm(places, desc="propagate", unit="video", dynamic_ncols=True):
         video = read_video(folder, positions)
-        grids = extract(model, video.images, size, cache=args.cache, desc=f"encode {video.name}").grid
+        grids = extract(model, video.images, size, cache=args.cache, in_order=True, desc=f"encode {video.name}").grid
         distances.append(relative_distances(np.stack(list(track(video, grids, model))), video))
         frames += len(video.images)
     per_joint = {limit: pck(np.concatenate(distances), limit) for limit in THRESHOLDS}

@@ -141,7 +141,7 @@ def predict(
 ) -> Iterator[np.ndarray]:
     """Yield the (H, W) classes of every frame after the first, whose classes are `start`; its void is propagated."""
     numbers = np.unique(start).tolist()
-    grids = extract(model, video.images, size, cache=args.cache, desc=f"encode {video.name}").grid
+    grids = extract(model, video.images, size, cache=args.cache, in_order=True, desc=f"encode {video.name}").grid
     labels = labels_on_grid(start, numbers, (grids.shape[1], grids.shape[2]))
     known = [channel for channel, number in enumerate(numbers) if number != VOID]
     for carried in propagate(grids, labels, VARIANT, model.device):
