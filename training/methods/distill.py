@@ -4,7 +4,8 @@
    view, or, with `next_frame`, that of an earlier frame, from which a prediction head follows it.
 2. A head for each kind of token leads from the student's width to the teacher's. The class token is compared by its
    angle, patch tokens with the teacher's, scaled by statistics of some batches before the first step.
-3. Where the grids differ, the head's output is resized to the teacher's.
+3. Where the grids differ, the finer one is brought to the coarser: the teacher's tokens by averages over areas, the
+   head's output bilinearly.
 
 There is no moving average, and the teacher is in no checkpoint: its name and SHA-256 are. The parts are those of
 AM-RADIO (arXiv 2312.06709), EUPE, UNIC and lightly-train; the choice and the defaults are ours. Legend: B = clips,
@@ -162,7 +163,7 @@ class Method(BaseMethod):
         return credit([self.teacher])
 
     def teach(self, pixels: Tensor) -> EncoderOutput:
-        """(B, 3, H, W) pixels of a view, normalised for the student -> the teacher's features of them."""
+        """(B, 3, H, W) pixels of a view, normalised for the student -> the teacher's features, at most one a patch."""
         scale, cut, own = self.objective.teacher_scale, self.objective.cut_scale(), self.teacher.patch_size
         height, width = (round(n / cut * scale) if scale else n // self.patch * own for n in pixels.shape[-2:])
         if height % own or width % own:
@@ -170,7 +171,12 @@ class Method(BaseMethod):
                 f"objective.teacher_scale {scale} gives {self.teacher.description['name']} views of {width}x{height} "
                 f"pixels; it takes multiples of {own}"
             )
-        return self.teacher.features(pixels, self.config, (height, width))
+        taught = self.teacher.features(pixels, self.config, (height, width))
+        rows, columns = (round(n / cut) // self.patch for n in pixels.shape[-2:])
+        if max(taught.grid.shape[-2:]) <= max(rows, columns):
+            return taught
+        coarser = F.adaptive_avg_pool2d(taught.grid, (rows, columns))
+        return taught._replace(patches=coarser.flatten(2).mT, grid=coarser)
 
     def shrink(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) pixels of a view -> those that the student sees."""

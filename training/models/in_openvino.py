@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,20 @@ from video_distilled_encoder.runtimes.openvino import shared_core
 
 
 class OpenVinoModel(Model):
-    """A model whose network is converted for each size that it is given, and computed in float32 on the CPU."""
+    """A model whose network is converted for each size that it is given, and computed on the CPU.
 
-    def __init__(self, model: Model) -> None:
-        description = {**model.description, "name": f"openvino:{model.description['name']}"}
+    Args:
+        model: the model.
+        precision: fp32, or bf16, in which OpenVINO computes where the processor can; else it takes fp32.
+    """
+
+    def __init__(self, model: Model, precision: Literal["fp32", "bf16"] = "fp32") -> None:
+        runtime = "openvino-bf16" if precision == "bf16" else "openvino"
+        description = {**model.description, "name": f"{runtime}:{model.description['name']}"}
         super().__init__(description, model.patch_size, model.config, "cpu")
         self.licence = model.licence
         self.model = model
+        self.hint = {"fp32": "f32", "bf16": "bf16"}[precision]
         self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenVinoModel:
@@ -44,7 +51,7 @@ class OpenVinoModel(Model):
     def _compile(self, pixels: Tensor, layers: int) -> Any:
         openvino = import_extra("openvino", "export")
         shape = [-1, *pixels.shape[1:]]
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {"INFERENCE_PRECISION_HINT": self.hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of torch's tracer, which OpenVINO uses

