@@ -331,6 +331,13 @@ def test_warm_up_makes_the_contexts_that_are_used(trt, gpu, tmp_path, monkeypatc
     assert len(made) == ready
 
 
+def test_more_sizes_than_graphs_are_kept_of_are_not_called_warm(newest, gpu, tmp_path):
+    runtime = load_runtime(write_engine(tmp_path, options(batch=(1, 2, 9)), batch=(1, 2, 9)), device="cuda")
+    with pytest.raises(InputError, match=r"run in 9 sizes, and CUDA graphs are kept of 8; use fewer sizes"):
+        runtime.warm_up(batches=range(1, 10))
+    runtime.warm_up(batches=range(1, 9))
+
+
 def test_an_engine_s_results_go_where_they_are_wanted(trt, gpu, tmp_path):
     runtime, pixels = load_runtime(write_engine(tmp_path), device="cuda"), torch.randn(7, 3, 32, 32)
     out = {"cls": np.full((7, 4), np.nan, np.float32), "grid": torch.full((7, 4, 2, 2), torch.nan)}

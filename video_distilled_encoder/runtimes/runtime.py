@@ -15,6 +15,7 @@ from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images, as_size, load, preprocess
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact
+from video_distilled_encoder.runtimes.cuda_graph import KEPT
 from video_distilled_encoder.runtimes.memory import share, share_output
 from video_distilled_encoder.runtimes.recording import gpus
 
@@ -107,12 +108,19 @@ class Runtime:
             sizes: (height, width) of the network's input in pixels; by default the export's own.
 
         Raises:
-            InputError: the export does not take one of them.
+            InputError: the export does not take one of them, or they are more than CUDA graphs are kept of.
         """
         artefact = self.artefact
+        least, usual, most = artefact.batch
+        batches = batches or [usual]
+        parts = {max(min(batch - start, most), least) for batch in batches for start in range(0, batch, most)}
+        if self._session.on_gpu and artefact.size is not None and len(parts) > KEPT:
+            raise InputError(
+                f"these batches are run in {len(parts)} sizes, and CUDA graphs are kept of {KEPT}; use fewer sizes"
+            )
         dtype = torch.uint8 if artefact.camera else torch.float32
         for size in sizes or [artefact.size or artefact.default_size]:
-            for batch in batches or [artefact.batch[1]]:
+            for batch in batches:
                 inputs = torch.zeros(artefact.input_shape(batch, size), dtype=dtype)
                 for _ in range(2):  # ONNX Runtime sees in the first what memory the second is to get in one piece
                     self.run(inputs)
