@@ -103,6 +103,10 @@ def quantize(source: Path, target: Path, network: Network, calibration: Iterable
     half = network.dtype == torch.float16
     shapes.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True, skip_optimization=half)
 
+    model = import_extra("onnx", "export").load(str(prepared))
+    excluded = _products_of_activations(model.graph)
+    _apart(model.graph, [node for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in excluded])
+
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         inputs = iter(calibration)
 
@@ -111,12 +115,12 @@ def quantize(source: Path, target: Path, network: Network, calibration: Iterable
             return None if image is None else {network.artefact.input: image.cpu().numpy()}
 
     quantization.quantize_static(
-        str(prepared),
+        model,
         str(target),
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=_PRODUCTS,
-        nodes_to_exclude=_products_of_activations(prepared),
+        nodes_to_exclude=excluded,
         per_channel=True,
         activation_type=quantization.QuantType.QInt8,
         weight_type=quantization.QuantType.QInt8,
@@ -130,8 +134,22 @@ def quantize(source: Path, target: Path, network: Network, calibration: Iterable
     )
 
 
-def _products_of_activations(path: Path) -> list[str]:
+def _apart(graph: Any, products: list[Any]) -> None:
+    """Give products inputs of their own where others use them too: all users of what is quantised would get 8 bits."""
+    names = [name for node in graph.node for name in node.input] + [output.name for output in graph.output]
+    for name in {node.input[0] for node in products}:
+        users = [node for node in products if node.input[0] == name]
+        if names.count(name) > len(users):
+            own = f"{name}_of_products"
+            maker = next((number for number, node in enumerate(graph.node) if name in node.output), -1)
+            graph.node.insert(
+                maker + 1, import_extra("onnx", "export").helper.make_node("Identity", [name], [own], own)
+            )
+            for node in users:
+                node.input[0] = own
+
+
+def _products_of_activations(graph: Any) -> list[str]:
     """Return the names of a graph's products of which no side is a weight."""
-    graph = import_extra("onnx", "export").load(str(path)).graph
     weights = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] not in weights]
