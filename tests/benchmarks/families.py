@@ -1,7 +1,7 @@
 """What works with which family of encoders: `python tests/benchmarks/families.py [FAMILY…] [--columns save onnx …]`.
 
 Each architecture has its true shapes but for its depth, which is two blocks, and random weights. A cell is the largest
-difference from timm's own features of one photograph, or the sentence of a refusal. Printed as Markdown.
+difference from timm's own features, or "refused"; the sentences of refusals follow. Printed as Markdown.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ import torch
 from torch import Tensor
 
 from export.pipeline import export
+from training.engine.assembly import build_method
+from training.engine.initial_weights import start_from
+from training.methods.method import At
+from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError, ModelConfig, load_runtime
 from video_distilled_encoder.preprocessing import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera
@@ -100,6 +104,31 @@ def save(subject: Subject) -> float:
     )
 
 
+def init_from(subject: Subject) -> float:
+    """The encoder of a run that starts from the directory, before its first step, whose loss has to be a number."""
+    if not subject.directory.exists():
+        subject.encoder.save_pretrained(subject.directory)
+    patch = subject.encoder.patch_size
+    settings = {
+        "backbone.architecture": subject.config.architecture,
+        "backbone.model_args": dict(subject.config.model_args),
+        "views.global_size": 4 * patch,
+        "views.local_size": 2 * patch,
+        "views.local_views": 1,
+    }
+    recipe = read_recipe(["smoke"], [f"--{name}={value}" for name, value in settings.items()])
+    method = build_method(recipe).train()
+    start_from(str(subject.directory), method)
+    frames = torch.randn(1, 2, 3, 4 * patch, 4 * patch)
+    local = torch.randn(1, 1, 3, 2 * patch, 2 * patch)
+    loss = method({"global": {"pixels": frames}, "local": {"pixels": local}}, At(0.5, 0, 0)).total
+    loss.backward()
+    assert loss.isfinite()
+    pixels = torch.randn(1, 3, subject.size, subject.size)
+    with torch.no_grad():
+        return difference(Encoder(method.encoder().eval(), subject.config)(pixels), subject.features(pixels))
+
+
 def exported(format: str, precision: str = "fp32", **options: Any) -> Callable[[Subject], float]:
     """An export's features of a photograph, those of the encoder."""
 
@@ -126,28 +155,33 @@ COLUMNS: dict[str, Callable[[Subject], float]] = {
     "aoti": exported("aoti"),
     "int8": exported("onnx", "int8"),
     "uint8 frames": exported("onnx", camera=Camera(120, 160)),
+    "init-from": init_from,
 }
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", help="those whose names contain one of these; all by default")
+    parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; all by default")
     parser.add_argument("--columns", nargs="+", choices=list(COLUMNS), default=list(COLUMNS))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    chosen = {k: v for k, v in FAMILIES.items() if not args.families or any(word in k for word in args.families)}
     print(f"| | {' | '.join(args.columns)} |\n|{'---|' * (len(args.columns) + 1)}", flush=True)
-    for family, architecture in chosen.items():
-        cells = []
+    refusals = []
+    for family in args.families or FAMILIES:
+        architecture = FAMILIES[family]
+        print(f"| {family} `{architecture}` |", end="", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             subject = Subject(architecture, Path(folder))
             for column in args.columns:
                 try:
-                    cells.append(f"{COLUMNS[column](subject):.1g}")
+                    cell = f"{COLUMNS[column](subject):.1g}"
                 except InputError as error:
-                    cells.append(str(error).replace("|", "/"))
-        print(f"| {family} `{architecture}` | {' | '.join(cells)} |", flush=True)
+                    cell = "refused"
+                    refusals.append(f"- {family}, {column}: {error}")
+                print(f" {cell} |", end="", flush=True)
+        print(flush=True)
+    print("", *refusals, sep="\n")
 
 
 if __name__ == "__main__":
