@@ -17,7 +17,7 @@ from torch import Tensor
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.model_config import ModelConfig
 
-_PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
+_PIL_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SHARED = (
     (r"embeddings\.cls_token", "cls_token"),
     (r"embeddings\.register_tokens", "reg_token"),
@@ -148,7 +148,8 @@ def _preprocessing(processor: Mapping[str, Any]) -> dict[str, Any]:
         values |= {"mean": tuple(processor["image_mean"]), "std": tuple(processor["image_std"])}
     if processor.get("resample", 3) not in _PIL_FILTERS:
         raise InputError(
-            f"images are resized by bilinear or bicubic filters here, not by PIL's {processor['resample']}"
+            f"PIL's filter {processor['resample']} to resize images is not known here, which has "
+            + ", ".join(f"{number} ({name})" for number, name in _PIL_FILTERS.items())
         )
     values["interpolation"] = _PIL_FILTERS[processor.get("resample", 3)]
     size, crop = processor.get("size", {}), processor.get("crop_size", {})

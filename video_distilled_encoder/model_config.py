@@ -17,6 +17,7 @@ from torch import nn
 from video_distilled_encoder.errors import InputError, first_line
 from video_distilled_encoder.tokens import TokenLayout, image_size
 
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 CROP_MODES = ("center", "squash")
 """Ways to fit an image to any size."""
 _BACKBONE_ARGUMENTS = {
@@ -42,7 +43,7 @@ class ModelConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the RGB channels."""
     interpolation: str = "bicubic"
-    """How images are resized, with antialiasing: bicubic or bilinear."""
+    """How images are resized, with antialiasing: bicubic, bilinear or lanczos."""
     crop_pct: float = 0.9
     """Share of the resized image's shorter side that a centre crop keeps."""
     crop_mode: str = "center"
@@ -62,8 +63,8 @@ class ModelConfig:
                 raise InputError(f"{name} must be three numbers, got {values!r}")
         if min(self.std) <= 0 or not 0 < self.crop_pct <= 1:
             raise InputError(f"std must be positive and crop_pct in (0, 1], got {self.std} and {self.crop_pct}")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise InputError(f"interpolation must be bicubic or bilinear, got {self.interpolation!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         if self.crop_mode not in CROP_MODES:
             raise InputError(f"crop_mode must be center or squash, got {self.crop_mode!r}")
 

@@ -2,8 +2,9 @@
 
 Each row of such a matrix holds the few weights of one pixel. Where torch has a fast product with sparse matrices (that
 of MKL, on x86 processors) they are sparse; elsewhere, and in exports, the products are taken in bands that leave out
-most of the zeros. Equal to `torch.nn.functional.interpolate(antialias=True)` up to float32 rounding, and several times
-faster on frames of a camera, since only what is kept is computed; and no runtime of an export needs a Resize.
+most of the zeros. Equal to `torch.nn.functional.interpolate(antialias=True)`, and lanczos to PIL's, up to float32
+rounding, and several times faster on frames of a camera, since only what is kept is computed; and no runtime of an
+export needs a Resize.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def resize_and_crop(
         images: (n, 3, H, W), or (n, H, W, 3) with `channels_last`; uint8 or floating point.
         resized: (height, width) of the whole image, in pixels.
         crop: (height, width) of the centre to keep.
-        interpolation: bicubic or bilinear.
+        interpolation: bicubic, bilinear or lanczos.
         channels_last: the layout of `images`; the result's is always the same.
 
     Returns:
-        (n, 3, *crop) float32, in the units of `images`; bicubic may overshoot them.
+        (n, 3, *crop) float32, in the units of `images`; bicubic and lanczos may overshoot them.
     """
     height, width = images.shape[1:3] if channels_last else images.shape[2:]
     if images.device.type == "cpu" and torch.backends.mkl.is_available():
@@ -123,9 +124,20 @@ def _matrix(source: int, target: int, interpolation: str) -> Tensor:
     """Return (target, source) weights in float64: torch's filter's answer to one bright pixel after the other."""
     if source == target:
         return torch.eye(source, dtype=torch.float64, device="cpu")
+    if interpolation == "lanczos":
+        return _lanczos(source, target)
     pixels = torch.arange(source, device="cpu")
     answers = []
     for bright in pixels.split(256):  # an identity matrix for the width of a large photograph would take gigabytes
         lines = pixels[:, None].eq(bright).double()[None, None]
         answers.append(F.interpolate(lines, (target, len(bright)), mode=interpolation, antialias=True)[0, 0])
     return torch.cat(answers, dim=1)
+
+
+def _lanczos(source: int, target: int) -> Tensor:
+    """Return (target, source) weights of PIL's filter, a sinc under a window of three of its lobes to each side."""
+    scale = source / target
+    middle = (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * scale
+    x = (torch.arange(source, device="cpu") + 0.5 - middle[:, None]) / max(scale, 1.0)
+    weights = torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
+    return weights / weights.sum(1, keepdim=True)

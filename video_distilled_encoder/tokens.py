@@ -44,7 +44,8 @@ class TokenLayout:
         """
         network: Any = backbone
         missing = [name for name in _NEEDED if not hasattr(network, name)]
-        sides = () if missing else tuple(network.patch_embed.patch_size)
+        # behind a convolutional stem, the pixels that a token stands for
+        sides = () if missing else tuple(network.patch_embed.feat_ratio(as_scalar=False))
         if missing or len(set(sides)) != 1 or not isinstance(network.num_prefix_tokens, int):
             why = f"it has no {missing[0]}" if missing else f"its patches are {'x'.join(map(str, sides))}"
             raise InputError(f"{type(backbone).__name__} is not one of timm's vision transformers: {why}")
@@ -82,6 +83,10 @@ class TokenLayout:
     def patches(self, tokens: Tensor) -> Tensor:
         """(…, P + N, C) -> (…, N, C)."""
         return tokens[..., self.prefix :, :]
+
+    def with_patches(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """(…, P + M, C) and (…, N, C) -> (…, P + N, C): other patches behind the same prefix tokens."""
+        return torch.cat([tokens[..., : self.prefix, :], patches], dim=-2)
 
     def register_tokens(self, tokens: Tensor) -> Tensor:
         """(…, P + N, C) -> (…, P or P - 1, C)."""

@@ -38,7 +38,19 @@ def recipe_of(method, architecture, *settings):
     return read_recipe(["smoke"] if method == "vfd" else ["smoke", method], words)
 
 
-METHODS = ["vfd", "dino-frames", "ibot", "distill", "dora", "timet", "paka", "rsp-cpu", "poodle-cpu", "frame1-cpu"]
+METHODS = [
+    "vfd",
+    "dino-frames",
+    "ibot",
+    "attmask",
+    "distill",
+    "dora",
+    "timet",
+    "paka",
+    "rsp-cpu",
+    "poodle-cpu",
+    "frame1-cpu",
+]
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -48,10 +60,6 @@ def test_every_method_trains_them_from_weights_that_exist(method, architecture, 
     start = Encoder(config.build_backbone(), config)
     start.save_pretrained(tmp_path / "start")
     recipe = recipe_of(method, architecture, f"--run.init_from={tmp_path / 'start'}")
-    if (method, architecture) == ("dora", "vit_small_patch16_dinov3"):
-        with pytest.raises(InputError, match="attention can be looked at in plain ViTs with a class token"):
-            pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
-        return
     pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
     losses = [row["loss"] for row in read_log(tmp_path / "run" / "log.jsonl")]
     assert len(losses) == 2

@@ -1,23 +1,34 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from video_distilled_encoder.resize import bands, resize_and_crop
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def resize_by_another(images, size, interpolation):
+    """Return (B, 3, H, W) resized by torch, or by PIL's filter for floating-point pixels."""
+    if interpolation != "lanczos":
+        return F.interpolate(images.double(), size, mode=interpolation, antialias=True)
+    planes = [Image.fromarray(plane.float().numpy()) for plane in images.flatten(0, 1)]
+    resized = [np.array(plane.resize(size[::-1], Image.Resampling.LANCZOS)) for plane in planes]
+    return torch.from_numpy(np.stack(resized)).unflatten(0, images.shape[:2])
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 @pytest.mark.parametrize(
     ("source", "resized", "crop"),
     [((90, 161), (37, 66), (32, 48)), ((30, 21), (96, 67), (96, 64)), ((40, 90), (40, 31), (40, 16))],
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("mkl", [True, False])
-def test_equal_to_torchs_antialiased_filter(source, resized, crop, interpolation, dtype, mkl, monkeypatch):
+def test_equal_to_torchs_antialiased_filter_or_pils(source, resized, crop, interpolation, dtype, mkl, monkeypatch):
     if not mkl:
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (2, 3, *source)).to(dtype)
-    expected = F.interpolate(images.double(), resized, mode=interpolation, antialias=True)
+    expected = resize_by_another(images, resized, interpolation)
     top, left = (round((have - keep) / 2) for have, keep in zip(resized, crop, strict=True))
     expected = expected[..., top : top + crop[0], left : left + crop[1]]
     planar = resize_and_crop(images, resized, crop, interpolation)

@@ -1,6 +1,8 @@
 """One set of tokens for every family of timm's vision transformers: true shapes but for two blocks, random weights."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -145,6 +147,17 @@ def test_what_has_no_one_grid_of_tokens_is_refused(name):
         TokenLayout.of(timm.create_model(name))
 
 
+@torch.no_grad()
+def test_behind_a_convolutional_network_a_patch_is_what_a_token_stands_for():
+    config = ModelConfig("vit_tiny_r_s16_p8_224", {"depth": 1})
+    encoder = Encoder(config.build_backbone().eval(), config)
+    assert encoder.patch_size == 32
+    pixels = torch.randn(1, 3, 64, 96)
+    out = encoder(pixels)
+    assert out.grid.shape[-2:] == (2, 3)
+    assert torch.equal(out.patches, encoder.backbone.forward_features(pixels)[:, 1:])
+
+
 def transformers_directory(kind, folder):
     """Write a model of transformers' own, none of whose parameters is zero, and return it."""
     transformers = pytest.importorskip("transformers")
@@ -171,7 +184,7 @@ def transformers_directory(kind, folder):
     for parameter in model.parameters():
         nn.init.normal_(parameter, float(parameter.ndim == 1), 0.05)
     model.save_pretrained(folder)
-    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2, "size": {"height": 48, "width": 48}}
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 1, "size": {"height": 48, "width": 48}}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return model
 
@@ -184,7 +197,8 @@ def test_a_directory_of_transformers_alone_gives_its_features(kind, tmp_path):
     encoder = Encoder.from_pretrained(tmp_path)
     side = theirs.config.image_size
     assert encoder.image_size == (side, side)
-    assert (encoder.config.mean, encoder.config.crop_mode) == ((0.5, 0.5, 0.5), "squash")
+    config = encoder.config
+    assert (config.mean, config.crop_mode, config.interpolation) == ((0.5, 0.5, 0.5), "squash", "lanczos")
     for size in [(side, side)] + [(64, 96)] * kind.startswith("dinov3"):
         pixels = torch.randn(2, 3, *size)
         expected = theirs(pixels).last_hidden_state
@@ -207,6 +221,26 @@ def test_what_timm_has_no_equal_of_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(InputError, match="timm has no dinov3_vit with the activation relu"):
         Encoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text()) | {"resample": 4}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(InputError, match=r"filter 4 to resize images is not known here, which has 1 \(lanczos\), 2"):
+        Encoder.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 1}))
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(InputError, match=r"model\.safetensors lacks blocks\.2"):
         Encoder.from_pretrained(tmp_path)
+
+
+def test_nobody_else_counts_the_tokens_before_the_patches():
+    """What slices tokens must know how many are no patches: only tokens.py may ask a backbone."""
+    top, asking = Path(__file__).parents[2], set()
+    for folder in ("video_distilled_encoder", "export", "training"):
+        for path in (top / folder).rglob("*.py"):
+            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+            names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            names |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+            if names & {"num_prefix_tokens", "num_reg_tokens", "cls_token", "return_prefix_tokens"}:
+                asking.add(path.relative_to(top).as_posix())
+    tables_of_weights = {"video_distilled_encoder/from_transformers.py", "training/evaluation/finetune/backbone.py"}
+    assert asking == {"video_distilled_encoder/tokens.py", *tables_of_weights}

@@ -21,8 +21,8 @@ from training.common import keyed
 from training.data.batch import Batch
 from training.data.views import View
 from training.methods import dino, ibot
-from training.methods.method import At, Spec
-from training.nn.attention import last_block
+from training.methods.method import At, Build, Spec
+from training.nn.attention import check_last_block, last_block
 from video_distilled_encoder.errors import InputError
 
 Mode = Literal["hint", "high", "low"]
@@ -56,6 +56,10 @@ class Method(ibot.Method):
     """iBOT with masks from the teacher's attention."""
 
     objective: Objective
+
+    def __init__(self, spec: Spec, build: Build) -> None:
+        super().__init__(spec, build)
+        check_last_block(self.teacher.backbone)
 
     @torch.no_grad()
     def teach(self, batch: Batch, at: At) -> tuple[Tensor, Tensor]:

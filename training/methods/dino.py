@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from training.data.batch import Batch
 from training.data.views import View, pre_crop, random_box
 from training.methods.method import At, Build, Losses, Spec
-from training.methods.self_distillation import DistillationObjective, SelfDistillation, Tower
+from training.methods.self_distillation import DistillationObjective, Network, SelfDistillation, Tower
 from video_distilled_encoder.errors import InputError
 
 
@@ -63,16 +62,17 @@ class Method(SelfDistillation):
     def forward(self, batch: Batch, at: At) -> Losses:
         """Average the loss over all pairs of a teacher's view and another student's view."""
         with torch.no_grad():
-            taught = encode_cls(self.teacher.backbone, batch["global"]["pixels"])
-        learnt = [encode_cls(self.student.backbone, found["pixels"]) for found in batch.values()]
+            taught = encode_cls(self.teacher, batch["global"]["pixels"])
+        learnt = [encode_cls(self.student, found["pixels"]) for found in batch.values()]
         metrics: dict[str, Tensor] = {}
         loss = self.distill("cls", pair_views(torch.cat(learnt, dim=1)), taught, at.progress, metrics)
         return Losses(loss, metrics | {"global_loss": loss.detach()})
 
 
-def encode_cls(backbone: VisionTransformer, views: Tensor) -> Tensor:
+def encode_cls(network: Network, views: Tensor) -> Tensor:
     """(B, V, 3, H, W) -> (B, V, C) class tokens."""
-    return backbone.forward_features(views.flatten(0, 1))[:, 0].unflatten(0, views.shape[:2])
+    tokens = network.backbone.forward_features(views.flatten(0, 1))
+    return network.tokens.cls(tokens).unflatten(0, views.shape[:2])
 
 
 def pair_views(learnt: Tensor) -> Tensor:

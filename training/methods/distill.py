@@ -37,6 +37,7 @@ from training.nn.heads import Predictor, PredictorConfig
 from training.nn.standardize import Moments, Scaling, Standardize
 from video_distilled_encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.tokens import TokenLayout
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,14 @@ class Student(nn.Module):
 
     def __init__(self, backbone: VisionTransformer, objective: Objective, widths: tuple[int, int]) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.tokens = backbone, TokenLayout.of(backbone)
         self.predictor = Predictor(backbone.embed_dim, objective.predictor) if objective.next_frame else nn.Identity()
         self.cls_head, self.patch_head = (_head(backbone.embed_dim, objective.hidden, width) for width in widths)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> class (B, W) and patch tokens (B, N, W), as the teacher should have them."""
         tokens = self.predictor(self.backbone.forward_features(pixels))
-        return self.cls_head(tokens[:, 0]), self.patch_head(tokens[:, self.backbone.num_prefix_tokens :])
+        return self.cls_head(self.tokens.cls(tokens)), self.patch_head(self.tokens.patches(tokens))
 
 
 def _head(width: int, hidden: int, out: int) -> nn.Sequential:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from training.data.views import View, pre_crop, random_box
 from training.methods import dino
 from training.methods.method import At, Build, Losses, Spec
 from training.methods.self_distillation import LONG, DistillationObjective, SelfDistillation, Tower
-from training.nn.attention import LastBlock, last_block
+from training.nn.attention import LastBlock, check_last_block, last_block
 from video_distilled_encoder.errors import InputError
 
 _LEAST_KEPT, _MOST_KEPT = 0.01, 0.99
@@ -91,8 +91,7 @@ class Method(SelfDistillation):
                 f"{spec.views.local_views}"
             )
         student, teacher = build(True), build(False)
-        block: Any = student.blocks[-1]
-        heads = block.attn.num_heads
+        heads = check_last_block(student).attn.num_heads
         if objective.objects > heads:
             raise InputError(
                 f"objective.objects is {objective.objects}, and each is named by one of the {heads} heads of the "
@@ -107,8 +106,8 @@ class Method(SelfDistillation):
         frames, local = batch["global"]["pixels"], batch["local"]["pixels"]
         taught_BTC, mask_BTON = self.teach(frames, at)
         seen = show(frames, mask_BTON, self.patch)
-        objects_BTOC = dino.encode_cls(self.student.backbone, seen.flatten(1, 2)).unflatten(1, mask_BTON.shape[1:3])
-        local_BTLC = dino.encode_cls(self.student.backbone, local).unflatten(1, (frames.shape[1], -1))
+        objects_BTOC = dino.encode_cls(self.student, seen.flatten(1, 2)).unflatten(1, mask_BTON.shape[1:3])
+        local_BTLC = dino.encode_cls(self.student, local).unflatten(1, (frames.shape[1], -1))
         learnt = torch.cat([objects_BTOC, local_BTLC], dim=2)
         counts = frames.shape[1], mask_BTON.shape[2], local_BTLC.shape[2]
         weights_V = view_weights(*counts, self.objective.quirks == "authors")
@@ -136,8 +135,8 @@ class Method(SelfDistillation):
                 temperature=objective.sinkhorn_temperature,
                 rounds=objective.sinkhorn_rounds,
             )
-            places_BTON = follow(objects_BOC, last.keys[..., -last.attention.shape[-1] :, :])
-            return last.tokens[:, :, 0], binarise(places_BTON, self.objective.quirks == "authors")
+            places_BTON = follow(objects_BOC, last.keys)
+            return self.teacher.tokens.cls(last.tokens), binarise(places_BTON, self.objective.quirks == "authors")
 
     def watch(self, row: Mapping[str, float]) -> str | None:
         """Tell when all images look the same, or when masks have hidden all or nothing for some time."""
@@ -162,11 +161,10 @@ def find_objects(first: LastBlock, heads: list[int], *, temperature: float, roun
     Returns:
         (B, O, C), each the sum of its patches' tokens of unit length.
     """
-    count = first.attention.shape[-1]
     wide = torch.promote_types(first.tokens.dtype, torch.float32)
-    queries_BNC = first.queries[:, :, -count:].transpose(1, 2).flatten(2).to(wide)
+    queries_BNC = first.queries.transpose(1, 2).flatten(2).to(wide)
     named_BOC = first.attention[:, heads].to(wide) @ queries_BNC
-    patches_BNC = F.normalize(first.tokens[:, -count:].to(wide), dim=-1)
+    patches_BNC = F.normalize(first.patches.to(wide), dim=-1)
     return share_out(patches_BNC @ named_BOC.mT, temperature, rounds).mT @ patches_BNC
 
 

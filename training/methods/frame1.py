@@ -158,16 +158,17 @@ class Method(BaseMethod):
 
     def forward(self, batch: Batch, at: At) -> Losses:
         """Add the losses of patch tokens and of class tokens, each over its running mean."""
-        pixels, prefix = batch["global"]["pixels"][:, 0], self.student.backbone.num_prefix_tokens
+        pixels, layout = batch["global"]["pixels"][:, 0], self.student.tokens
         with torch.autocast(pixels.device.type, enabled=False):
             taught = self.teachers.patches(pixels)
         tokens = self.student.backbone.forward_features(pixels)
-        learnt = on_grid(self.student.spatial(tokens[:, prefix:]), pixels, self.patch, taught).to(taught.patches.dtype)
+        patches = layout.patches(tokens)
+        learnt = on_grid(self.student.spatial(patches), pixels, self.patch, taught).to(taught.patches.dtype)
         losses = {"patch_loss": F.mse_loss(learnt, taught.patches)}
         if self.student.semantic is not None:
-            losses["cls_loss"] = angle(self.student.semantic(tokens[:, 0]), self.teachers.cls(pixels))
+            losses["cls_loss"] = angle(self.student.semantic(layout.cls(tokens)), self.teachers.cls(pixels))
         total = add(losses, self.objective, self.scaling)
-        spread, rank = feature_spread(tokens[:, prefix:])
+        spread, rank = feature_spread(patches)
         metrics = {name: loss.detach() for name, loss in losses.items()}
         metrics |= {"patch_r2": explained(learnt.detach(), taught.patches)}
         return Losses(total, metrics | {"patch_feature_std": spread, "patch_feature_rank": rank})

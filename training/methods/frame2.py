@@ -164,7 +164,7 @@ class Method(BaseMethod):
         with torch.autocast(frames.device.type, enabled=False):
             taught = [teachers.patches(pixels) for pixels in (newest, patches_later)]
         tokens = student(frames[:, : self.seen])
-        patches, cls = student.patches(tokens), tokens[:, 0]
+        patches, cls = student.patches(tokens), student.tokens.cls(tokens)
         now, ahead = (
             on_grid(decode(patches), newest, self.patch, taught[0]).to(taught[0].patches.dtype)
             for decode in (student.spatial, student.spatial_ahead)

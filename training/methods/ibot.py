@@ -120,25 +120,25 @@ class Method(SelfDistillation):
     def forward(self, batch: Batch, at: At) -> Losses:
         """Add the loss between views and `patch_weight` times that of the masked patches."""
         pixels = batch["global"]["pixels"]
-        prefix = self.student.backbone.num_prefix_tokens
+        layout = self.student.tokens
         taught_BVNC, mask_BVN = self.teach(batch, at)
         learnt_BVNC = self.student.encode_masked(pixels.flatten(0, 1), mask_BVN.flatten(0, 1))
         learnt_BVNC = learnt_BVNC.unflatten(0, pixels.shape[:2])
-        learnt_cls = [learnt_BVNC[:, :, 0]]
+        learnt_cls = [layout.cls(learnt_BVNC)]
         if "local" in batch:
-            learnt_cls.append(dino.encode_cls(self.student.backbone, batch["local"]["pixels"]))
+            learnt_cls.append(dino.encode_cls(self.student, batch["local"]["pixels"]))
         metrics: dict[str, Tensor] = {}
         pairs = dino.pair_views(torch.cat(learnt_cls, dim=1))
-        global_ = self.distill("cls", pairs, taught_BVNC[:, :, 0], at.progress, metrics)
+        global_ = self.distill("cls", pairs, layout.cls(taught_BVNC), at.progress, metrics)
         # Each view's masked patches count alike, however many they are; a view without any counts nothing. The head
         # sees as many patches of each view as are masked at most, of which the others weigh nothing.
         weights_BVN = mask_BVN / mask_BVN.sum(-1, keepdim=True).clamp(min=1) / mask_BVN[..., 0].numel()
         weights_BVk, chosen_BVk = weights_BVN.topk(self.most_masked(mask_BVN.shape[-1]), dim=-1, sorted=False)
-        masked_BVkC = torch.take_along_dim(learnt_BVNC[:, :, prefix:], chosen_BVk[..., None], dim=2)
+        masked_BVkC = torch.take_along_dim(layout.patches(learnt_BVNC), chosen_BVk[..., None], dim=2)
         patches = self.distill(
             "patch",
             masked_BVkC,
-            taught_BVNC[:, :, prefix:],
+            layout.patches(taught_BVNC),
             at.progress,
             metrics,
             weights=weights_BVk,

@@ -69,7 +69,7 @@ class Projected(Network):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, N, C) patch tokens and (B, N, E) their projection."""
-        patches = self.backbone.forward_features(pixels)[:, self.backbone.num_prefix_tokens :]
+        patches = self.tokens.patches(self.backbone.forward_features(pixels))
         return patches, self.head(patches)
 
 

@@ -294,22 +294,18 @@ class Projected(Network):
 
     def dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) -> (B, N, C) patch tokens, and the (B, h, w, E) projection of the decoder's map."""
-        backbone = self.backbone
-        tokens, layers = encode_tokens(backbone, pixels, self.decoder.blocks)
-        height, width = (
-            side // patch for side, patch in zip(pixels.shape[-2:], backbone.patch_embed.patch_size, strict=True)
-        )
+        tokens, layers = encode_tokens(self.backbone, pixels, self.decoder.blocks)
+        grid = self.tokens.grid((pixels.shape[-2], pixels.shape[-1]))
         maps = [
-            found[:, backbone.num_prefix_tokens :].unflatten(1, (height, width))
+            self.tokens.patches(found).unflatten(1, grid)
             for found in (tokens, *(layers[number] for number in self.decoder.blocks))
         ]
         return maps[0].flatten(1, 2), self.dense_projector(self.decoder(maps[0], maps[1:]))
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, E) projection of what stands for an image."""
-        tokens = self.backbone.forward_features(pixels)
-        prefix = self.backbone.num_prefix_tokens
-        return self.pooled_projector(tokens[:, 0] if self.pooling == "cls" else tokens[:, prefix:].mean(1))
+        tokens, layout = self.backbone.forward_features(pixels), self.tokens
+        return self.pooled_projector(layout.cls(tokens) if self.pooling == "cls" else layout.patches(tokens).mean(1))
 
 
 class Student(Projected):

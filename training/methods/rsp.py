@@ -200,7 +200,7 @@ class Method(BaseMethod):
         rows = at.first_row + torch.arange(len(now), device=now.device)
         tokens_B2NC = self.encode(now, later, rows, at)
         now_BNC = tokens_B2NC[:, 0]
-        latent = self.infer(tokens_B2NC[:, :, 0])
+        latent = self.infer(self.student.tokens.cls(tokens_B2NC))
         posterior_BVK = torch.softmax(latent.posterior, dim=-1)
         chances_BV = keyed.uniform(keyed.key_of(at.key, _POSTERIOR), rows, objective.variables)
         drawn_BVK = straight_through(posterior_BVK, chances_BV)
@@ -218,7 +218,7 @@ class Method(BaseMethod):
             guess = self.guess(now_BNC.detach()[few], latent.prior.detach()[few], rows[few], at)
             metrics["prior_gap"] = (self.errors(guess, target_BNE[few]) - errors_BN[few]).mean()
             metrics |= self.describe(posterior_BVK, latent.prior)
-            spread, rank = feature_spread(now_BNC[:, self.student.backbone.num_prefix_tokens :])
+            spread, rank = feature_spread(self.student.tokens.patches(now_BNC))
         return Losses(total, metrics | {"patch_feature_std": spread, "patch_feature_rank": rank})
 
     def encode(self, now: Tensor, later: Tensor, rows: Tensor, at: At) -> Tensor:
@@ -256,11 +256,11 @@ class Method(BaseMethod):
             shown: (B, k) numbers of the patches that are.
             target: (B, N, 3 patch^2).
         """
-        student, prefix = self.student, self.student.backbone.num_prefix_tokens
+        student, layout = self.student, self.student.tokens
         tokens = student.from_shown(encode_some(student.backbone, later, shown))
         gaps = student.decoder.mask_token.to(tokens.dtype).expand(*target.shape[:2], -1)
         places = shown[..., None].expand(-1, -1, tokens.shape[-1])
-        whole = torch.cat([tokens[:, :prefix], gaps.scatter(1, places, tokens[:, prefix:])], dim=1)
+        whole = layout.with_patches(tokens, gaps.scatter(1, places, layout.patches(tokens)))
         errors = self.errors(student.decoder(*self._with_positions(whole)), target)
         return masked_mean(errors, shown)
 
@@ -270,10 +270,10 @@ class Method(BaseMethod):
 
     def _with_positions(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return (B, P + N, D) tokens, their patches with positions, and the (N, D) positions."""
-        prefix = self.student.backbone.num_prefix_tokens
-        side = round((tokens.shape[1] - prefix) ** 0.5)
+        patches = self.student.tokens.patches(tokens)
+        side = round(patches.shape[1] ** 0.5)
         fixed = sincos_positions((side, side), tokens.shape[-1], of=self.grid, device=tokens.device)
-        return tokens + F.pad(fixed, (0, 0, prefix, 0)), fixed
+        return self.student.tokens.with_patches(tokens, patches + fixed), fixed
 
     def describe(self, posterior: Tensor, prior_logits: Tensor) -> dict[str, Tensor]:
         """Return entropies, in nats, summed over variables: of the latent that (B, V, K) shares and logits tell."""

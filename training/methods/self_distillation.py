@@ -21,6 +21,7 @@ from training.nn.heads import HeadConfig, ProjectionHead
 from training.nn.schedules import cosine, linear_warmup
 from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.tokens import TokenLayout
 
 _COLLAPSED_STD = 0.02
 """Spread of the features below which all images look the same."""
@@ -77,6 +78,7 @@ class Network(nn.Module):
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
         self.backbone = backbone
+        self.tokens = TokenLayout.of(backbone)
 
 
 class Tower(Network):

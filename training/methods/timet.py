@@ -99,7 +99,7 @@ class Method(SelfDistillation):
         frames = batch["global"]["pixels"]
         targets_BN, kept_BN, metrics = self.teach(frames, at.progress)
         tokens = self.student.backbone.forward_features(frames[:, -1])
-        learnt_BNE = self.student.patch_head.project(tokens[:, self.student.backbone.num_prefix_tokens :])
+        learnt_BNE = self.student.patch_head.project(self.student.tokens.patches(tokens))
         with torch.autocast(frames.device.type, enabled=False):
             prototypes = self.student.patch_head.weight()
             logits_BND = learnt_BNE.to(prototypes.dtype) @ prototypes.T / self.objective.student_temperature
@@ -119,13 +119,11 @@ class Method(SelfDistillation):
             (B, N) the prototype that each patch of the last frame is to name, (B, N) whether it counts, and numbers for
             the log.
         """
-        objective, backbone = self.objective, self.teacher.backbone
-        tokens = backbone.forward_features(frames.flatten(0, 1))[:, backbone.num_prefix_tokens :]
-        patches_BTNC = tokens.unflatten(0, frames.shape[:2])
+        objective, layout = self.objective, self.teacher.tokens
+        tokens = self.teacher.backbone.forward_features(frames.flatten(0, 1))
+        patches_BTNC = layout.patches(tokens).unflatten(0, frames.shape[:2])
         first_BND = self.assign(patches_BTNC[:, 0], progress)
-        grid = tuple(
-            side // size for side, size in zip(frames.shape[-2:], backbone.patch_embed.patch_size, strict=True)
-        )
+        grid = layout.grid((frames.shape[-2], frames.shape[-1]))
         features = patches_BTNC.unflatten(2, grid)
         there, back = (
             transport(
@@ -141,7 +139,7 @@ class Method(SelfDistillation):
         targets_BN = carried_BND.argmax(-1)
         kept_BN = torch.ones_like(targets_BN, dtype=torch.bool)
         if objective.home is not None:
-            kept_BN = comes_home(there, back, (grid[0], grid[1]), objective.home)
+            kept_BN = comes_home(there, back, grid, objective.home)
         used = F.one_hot(targets_BN.flatten(), first_BND.shape[-1]).to(first_BND.dtype).mean(0)
         spread, rank = feature_spread(patches_BTNC)
         return (

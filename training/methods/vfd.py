@@ -130,7 +130,7 @@ class Method(SelfDistillation):
             raise InputError("vfd predicts from local views: raise views.local_views, or set objective.global_weight 0")
         student, teacher = build(True), build(False)
         super().__init__(objective, Student(student, objective), Tower(teacher, objective.head))
-        self.objective, self.prefix = objective, student.num_prefix_tokens
+        self.objective = objective
 
     def forward(self, batch: Batch, at: At) -> Losses:
         """Compute the weighted sum of equations 1 and 2."""
@@ -141,13 +141,13 @@ class Method(SelfDistillation):
         metrics: dict[str, Tensor] = {}
         if objective.dense_weight:
             mask = batch["global"]["mask"][:, :-1] if "mask" in batch["global"] else None
-            patches_BFNC = tokens_BFNC[:, :, self.prefix :]
+            patches_BFNC = self.student.tokens.patches(tokens_BFNC)
             loss = self.dense_loss(frames[:, :-1], patches_BFNC, mask, progress, metrics)
             metrics["dense_loss"] = loss.detach()
             total = total + objective.dense_weight * loss
         if objective.global_weight:
             local = batch["local"]["pixels"].unflatten(1, (tokens_BFNC.shape[1], -1))
-            loss = self.distill("cls", self.predict_cls(local), tokens_BFNC[:, :, 0], progress, metrics)
+            loss = self.distill("cls", self.predict_cls(local), self.student.tokens.cls(tokens_BFNC), progress, metrics)
             metrics["global_loss"] = loss.detach()
             total = total + objective.global_weight * loss
         return Losses(total, metrics)
@@ -185,7 +185,7 @@ class Method(SelfDistillation):
     def predict_patches(self, now: Tensor, seen: Tensor | None = None) -> Tensor:
         """(B, F, 3, H, W) frames -> (B, F, N, C) predicted patch tokens of the next; of the (B, F, k, 1) seen alone."""
         tokens = self._student_tokens(now.flatten(0, 1), None if seen is None else seen.flatten(0, 1))
-        return self.student.predictor(tokens)[:, self.prefix :].unflatten(0, now.shape[:2])
+        return self.student.tokens.patches(self.student.predictor(tokens)).unflatten(0, now.shape[:2])
 
     def predict_cls(self, local: Tensor) -> Tensor:
         """(B, F, L, 3, h, w) local views -> (B, F, L, C) predicted class tokens of their frames."""
@@ -194,7 +194,7 @@ class Method(SelfDistillation):
             tokens = self.student.predictor(self._student_tokens(pixels))
         else:
             tokens = self.student.backbone.forward_features(pixels)
-        return tokens[:, 0].unflatten(0, local.shape[:3])
+        return self.student.tokens.cls(tokens).unflatten(0, local.shape[:3])
 
     def _student_tokens(self, pixels: Tensor, seen: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) -> (B, P + N, C) tokens for the prediction head, after the final norm or before it.

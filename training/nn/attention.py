@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.tokens import TokenLayout
+
+_BLOCKS = (Block, EvaBlock)
+_ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 
 
 class CrossAttention(nn.Module):
@@ -39,22 +45,41 @@ class CrossAttention(nn.Module):
 
 def write_out(module: nn.Module) -> None:
     """Let attention be products and a softmax: on CPUs torch's fused one is slower to differentiate."""
-    parts: list[Any] = [part for part in module.modules() if isinstance(part, Attention | CrossAttention)]
+    parts: list[Any] = [part for part in module.modules() if isinstance(part, (*_ATTENTIONS, CrossAttention))]
     for part in parts:  # whose attribute is final for TorchScript alone
         part.fused_attn = False
 
 
 class LastBlock(NamedTuple):
-    """A forward pass, and the last block's view of it."""
+    """A forward pass, and the last block's view of the patches."""
 
     tokens: Tensor
     """(B, P + N, C), as `forward_features` returns them."""
+    patches: Tensor
+    """(B, N, C), those of the patches."""
     attention: Tensor
     """(B, h, N) of the class token to the patches, after the softmax over all tokens."""
     queries: Tensor
-    """(B, h, P + N, d)."""
+    """(B, h, N, d), rotated where the backbone has rotary positions."""
     keys: Tensor
-    """(B, h, P + N, d)."""
+    """(B, h, N, d), likewise."""
+
+
+def check_last_block(backbone: nn.Module) -> Any:
+    """Return the last block of a backbone whose attention can be looked at.
+
+    Raises:
+        InputError: it has no class token, or gives its attention something else than `norm1` of what it is given.
+    """
+    network: Any = backbone
+    block, layout = network.blocks[-1], TokenLayout.of(backbone)
+    if type(block) not in _BLOCKS or type(block.attn) not in _ATTENTIONS or not layout.has_cls:
+        raise InputError(
+            "attention can be looked at in ViTs with a class token and blocks as ViT, DINOv2, DINOv3 and PE have them; "
+            f"this one's last block is a {type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}, "
+            f"and it has {'a' if layout.has_cls else 'no'} class token; choose another architecture or method"
+        )
+    return block
 
 
 def last_block(backbone: VisionTransformer, pixels: Tensor) -> LastBlock:
@@ -65,30 +90,48 @@ def last_block(backbone: VisionTransformer, pixels: Tensor) -> LastBlock:
     to alike.
 
     Args:
-        backbone: a ViT with a class token, whose blocks are timm's `Block`: those of other forms give their attention
-            something else than `norm1` of what they are given.
+        backbone: one that `check_last_block` lets pass.
         pixels: (B, 3, H, W).
 
     Raises:
-        InputError: it is of another kind.
+        InputError: it does not.
     """
-    block: Any = backbone.blocks[-1]
-    if type(block) is not Block or type(block.attn) is not Attention or backbone.cls_token is None:
-        raise InputError(
-            f"attention can be looked at in plain ViTs with a class token; this one's last block is a "
-            f"{type(block).__name__}, and it has {backbone.num_prefix_tokens} tokens before its patches"
-        )
-    attention = block.attn
-    given: list[Tensor] = []
-    hook = block.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    block, layout = check_last_block(backbone), TokenLayout.of(backbone)
+    given: list[tuple[Tensor, dict[str, Any]]] = []
+    hook = block.register_forward_pre_hook(
+        lambda module, inputs, options: given.append((inputs[0], options)), with_kwargs=True
+    )
     try:
         tokens = backbone.forward_features(pixels)
     finally:
         hook.remove()
-    qkv = attention.qkv(block.norm1(given[0]))
-    queries, keys, _ = qkv.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+    queries, keys = _products_of(block.attn, block.norm1(given[0][0]), given[0][1])
     with torch.autocast(pixels.device.type, enabled=False):
-        scores = (queries[:, :, :1].float() * attention.scale) @ keys.float().mT
-    shares = torch.softmax(scores, dim=-1)[:, :, 0, backbone.num_prefix_tokens :]
-    return LastBlock(tokens, shares, queries, keys)
+        scores = (layout.cls(queries)[..., None, :].float() * block.attn.scale) @ keys.float().mT
+    shares = layout.patches(torch.softmax(scores, dim=-1).mT)[..., 0]
+    return LastBlock(tokens, layout.patches(tokens), shares, layout.patches(queries), layout.patches(keys))
+
+
+def _products_of(attention: Any, tokens: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the (B, h, P + N, d) queries and keys that an attention gives to torch's fused operation."""
+    fused, attention.fused_attn = attention.fused_attn, True
+    try:
+        with _Watch() as watch:
+            attention(tokens, **options)
+    finally:
+        attention.fused_attn = fused
+    return watch.queries, watch.keys
+
+
+class _Watch(TorchFunctionMode):
+    """Keeps the queries and keys of a fused attention."""
+
+    queries: Tensor
+    keys: Tensor
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            self.queries, self.keys = args[:2]
+        return function(*args, **(kwargs or {}))

@@ -8,6 +8,8 @@ import torch
 from timm.layers import apply_keep_indices_nlc
 from torch import Tensor, nn
 
+from video_distilled_encoder.tokens import TokenLayout
+
 
 def encode_some(backbone: nn.Module, pixels: Tensor, seen: Tensor, *, norm: bool = True) -> Tensor:
     """Encode some patches of images, each with the position that it has in the whole; timm's forward otherwise.
@@ -24,8 +26,9 @@ def encode_some(backbone: nn.Module, pixels: Tensor, seen: Tensor, *, norm: bool
     network: Any = backbone
     embedded = network._pos_embed(network.patch_embed(pixels))
     tokens, rotary = embedded if isinstance(embedded, tuple) else (embedded, None)
-    prefix, patches = tokens[:, : network.num_prefix_tokens], tokens[:, network.num_prefix_tokens :]
-    tokens = network.norm_pre(torch.cat([prefix, torch.take_along_dim(patches, seen[..., None], dim=1)], dim=1))
+    layout = TokenLayout.of(backbone)
+    shown = torch.take_along_dim(layout.patches(tokens), seen[..., None], dim=1)
+    tokens = network.norm_pre(layout.with_patches(tokens, shown))
     if rotary is None:
         tokens = network.blocks(tokens)
     else:

@@ -9,7 +9,7 @@ from training.evaluation.finetune.training import Stream
 from training.evaluation.finetune.training import train as train_steps
 from training.evaluation.protocols.detection import DetectionSettings
 from training.evaluation.protocols.upernet import UpernetSettings
-from training.models.loading import EncoderModel, Pixels, TimmModel
+from training.models.loading import EncoderModel, Pixels, in_timm
 from video_distilled_encoder.errors import InputError
 
 
@@ -92,11 +92,11 @@ def test_the_models_own_weights_stay_as_they_are(tiny):
     copy = backbone.trainable_backbone(model)
     assert copy is not tiny.backbone
     assert all(parameter.requires_grad for parameter in copy.parameters())
-    assert backbone.trainable_backbone(TimmModel(vit(), {"name": "vit"})).embed_dim == 48
+    assert backbone.trainable_backbone(in_timm(vit(), {"name": "vit"})).embed_dim == 48
 
 
 def test_what_cannot_be_fine_tuned_is_refused():
-    resnet = TimmModel(timm.create_model("resnet10t", num_classes=0), {"name": "timm:resnet10t"})
+    resnet = in_timm(timm.create_model("resnet10t", num_classes=0), {"name": "timm:resnet10t"})
     for model in (Pixels(), resnet):
         with pytest.raises(InputError, match=r"^(pixels|timm:resnet10t) cannot be fine-tuned; choose"):
             backbone.trainable_backbone(model)

@@ -45,26 +45,44 @@ def plain_attention():
     set_fused_attn(True)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224"])
-def test_the_last_block_is_timms(plain_attention, name):
+SHALLOW = {"depth": 2, "embed_dim": 64, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("vit_tiny_patch16_224", 1),
+        ("vit_base_patch16_clip_224", 1),
+        ("vit_small_patch14_reg4_dinov2", 5),
+        ("vit_small_patch16_dinov3", 5),
+        ("vit_pe_core_small_patch16_384", 1),
+        ("eva02_small_patch14_224", 1),
+    ],
+)
+def test_the_last_block_is_timms(plain_attention, name, prefix):
     torch.manual_seed(0)
-    options = {"img_size": 64} if "clip" in name else {"dynamic_img_size": True}
+    side = 56 if "patch14" in name else 64
+    options = {"img_size": side} if "clip" in name else {"dynamic_img_size": True, **SHALLOW}
     backbone = timm.create_model(name, num_classes=0, **options).eval()
     for parameter in backbone.blocks[-1].attn.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)  # that it attends to something
+        torch.nn.init.normal_(parameter, std=1.6 / backbone.embed_dim**0.5)  # that it attends to something
     seen = []
     backbone.blocks[-1].attn.attn_drop.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    pixels = torch.randn(2, 3, 64, 64)
+    pixels = torch.randn(2, 3, side, side)
     with torch.no_grad():
         last = last_block(backbone, pixels)
         assert torch.equal(last.tokens, backbone.forward_features(pixels))
-    expected = seen[0][:, :, 0, 1:]
+    assert torch.equal(last.patches, last.tokens[:, prefix:])
+    expected = seen[0][:, :, 0, prefix:]
     assert last.attention.shape == expected.shape == (2, backbone.blocks[0].attn.num_heads, 16)
     assert torch.allclose(last.attention, expected, atol=1e-6)
     assert expected.std() > 0.01
     scores = last.queries * backbone.blocks[-1].attn.scale @ last.keys.mT
-    assert torch.allclose(torch.softmax(scores, -1), seen[0], atol=1e-6)
-    assert not backbone.blocks[-1]._forward_pre_hooks
+    of_patches = seen[0][:, :, prefix:, prefix:]
+    assert torch.allclose(torch.softmax(scores, -1), of_patches / of_patches.sum(-1, keepdim=True), atol=1e-6)
+    block = backbone.blocks[-1]
+    assert not block._forward_pre_hooks
+    assert not block.attn.fused_attn
 
 
 def test_the_last_block_of_compiled_parts_is_seen_too(monkeypatch):
@@ -90,7 +108,9 @@ def test_the_last_block_of_compiled_parts_is_seen_too(monkeypatch):
 )
 def test_the_last_block_of_another_kind_is_refused(options):
     backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, depth=1, **options)
-    with pytest.raises(InputError, match="plain ViTs with a class token; this one's last block is a"):
+    with pytest.raises(
+        InputError, match=r"in ViTs with a class token and blocks as .* have them; this one's last block is a"
+    ):
         last_block(backbone, torch.randn(1, 3, 64, 64))
 
 

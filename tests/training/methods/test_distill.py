@@ -17,7 +17,7 @@ from training.engine.log import read_log
 from training.engine.run import pretrain
 from training.methods.distill import explained, plan_views, relation_divergence, resize
 from training.methods.method import At
-from training.models.loading import TimmModel, hash_weights
+from training.models.loading import hash_weights, in_timm
 from training.models.model import Model
 from training.nn.standardize import Moments, Standardize, hadamard
 from training.recipes.recipe import read_recipe
@@ -181,7 +181,7 @@ def test_grids_of_other_patches_are_made_equal_or_resized():
         "vit_tiny_patch16_224", patch_size=14, img_size=56, num_classes=0, dynamic_img_size=True
     )
     method = build()
-    method.teacher = TimmModel(teacher, {"name": "patch 14"})
+    method.teacher = in_timm(teacher, {"name": "patch 14"})
     assert method.teacher.patch_size == 14
     pixels = batch()["global"]["pixels"][:, 0]
     taught = method.teach(pixels)
@@ -229,16 +229,16 @@ def test_a_sharper_view_is_the_teachers_and_the_student_sees_it_scaled_down():
 def test_a_convolutional_network_teaches(name):
     method = build("--objective.teacher_scale=2", "--objective.scaling=standard")
     network = timm.create_model(name, num_classes=0).eval()
-    method.teacher = TimmModel(network, {"name": name})
+    method.teacher = in_timm(network, {"name": name})
     taught = method.teach(batch(side=128)["global"]["pixels"][:, 0])
     assert taught.grid.shape[-2:] == (4, 4)
     assert taught.cls.shape[-1] == taught.patches.shape[-1] == network.num_features
-    finer = TimmModel(network, {"name": name}, strides=[16])
+    finer = in_timm(network, {"name": name}, strides=[16])
     with torch.no_grad():
         grid = finer.features(torch.zeros(1, 3, 64, 64), ModelConfig(), (64, 64)).grid
     assert grid.shape[-2:] == (4, 4)  # as the student's, of as many pixels
     with pytest.raises(InputError, match="its maps are 2, 4, 8, 16, 32 times" if name == "resnet10t" else "not 12"):
-        TimmModel(network, {"name": name}, strides=[12])
+        in_timm(network, {"name": name}, strides=[12])
 
 
 @pytest.mark.parametrize("prefix", ["", "openvino:"])

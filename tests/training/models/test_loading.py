@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from export.pipeline import export
-from training.models.loading import Pixels, TimmModel, TransformersModel, choose_device, hash_weights, load_model
-from video_distilled_encoder import InputError, ModelConfig
+from training.models.loading import Pixels, TransformersModel, choose_device, hash_weights, in_timm, load_model
+from video_distilled_encoder import Encoder, InputError, ModelConfig
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_an_export_is_evaluated_in_its_runtime(shallow_directory, tmp_path, pict
 def test_a_timm_model_gives_what_its_forward_features_give(picture, name, patch):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
-    model = TimmModel(network, {"name": name})
+    model = in_timm(network, {"name": name})
     assert model.patch_size == patch
     size = model.nearest_size(64, 96)
     found = model.encode([picture], size)
@@ -120,6 +120,23 @@ def test_a_transformers_model_gives_what_it_gives_itself(picture, tmp_path):
     assert torch.allclose(found.patches, expected[:, 1:], atol=1e-4)
     assert torch.allclose(found.grid.flatten(2).mT, found.patches)
     assert model.encode([picture], (64, 96), layers=2).grid.shape == (1, 96, 8, 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*unchecked")
+def test_a_directory_of_transformers_that_is_read_here_is_an_encoder(picture, tmp_path):
+    torch.manual_seed(0)
+    Dinov2WithRegistersModel(
+        Dinov2WithRegistersConfig(
+            image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=2
+        )
+    ).save_pretrained(tmp_path)
+    found = load_model(str(tmp_path)).encode([picture], (32, 32))
+    expected = Encoder.from_pretrained(tmp_path).encode(picture, size=32, crop_mode="squash")
+    assert torch.equal(found.grid, expected.grid)
+    by_transformers = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        pixels = Encoder.from_pretrained(tmp_path).preprocess(picture, size=32, crop_mode="squash")
+        assert torch.allclose(found.patches, by_transformers(pixels).last_hidden_state[:, 5:], atol=1e-4)
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -173,13 +190,21 @@ def test_a_size_that_a_network_refuses_is_one_sentence(picture):
         model.encode([picture], (32, 48))
 
 
-def test_registers_of_timm_are_no_class_token(picture):
+@pytest.mark.parametrize("pool", ["avg", "map"])
+def test_without_a_class_token_timms_pooling_stands_for_it(picture, pool):
     torch.manual_seed(0)
     network = timm.create_model(
-        "vit_tiny_patch16_224", class_token=False, reg_tokens=4, global_pool="avg", num_classes=0, dynamic_img_size=True
-    )
-    found = TimmModel(network.eval(), {"name": "tiny"}).encode([picture], (64, 96))
-    assert torch.allclose(found.cls, found.grid.mean((2, 3)), atol=1e-6)
+        "vit_tiny_patch16_224", class_token=False, reg_tokens=4, global_pool=pool, num_classes=0, dynamic_img_size=True
+    ).eval()
+    model = in_timm(network, {"name": "tiny"})
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found = model.features(pixels, model.config, (64, 96))
+        assert torch.allclose(found.cls, network(pixels), atol=1e-6)
+        assert torch.allclose(found.patches, network.forward_features(pixels)[:, 4:], atol=1e-6)
+    with pytest.raises(InputError, match="tiny: its only maps are 16 times smaller than the image"):
+        in_timm(network, {"name": "tiny"}, strides=[8])
+    assert in_timm(network, {"name": "tiny"}, strides=[16]).patch_size == 16
 
 
 def test_the_device_is_cuda_where_there_is_one(monkeypatch):

@@ -22,9 +22,10 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training.models.loading import EncoderModel, TimmModel
+from training.models.loading import EncoderModel
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.tokens import TokenLayout
 
 STRIDES = (4, 8, 16, 32)
 MULTIPLE = STRIDES[-1]
@@ -46,17 +47,18 @@ class VitPyramid(nn.Module):
 
     def __init__(self, backbone: VisionTransformer, drop_path: float = 0.0, normed: bool = True) -> None:
         super().__init__()
-        patch = tuple(backbone.patch_embed.patch_size)
-        if patch not in ((16, 16), (14, 14), (8, 8)):
+        tokens = TokenLayout.of(backbone)
+        patch = tokens.patch_size
+        if patch not in (16, 14, 8):
             raise InputError(f"fine-tuning takes patches of 16, 14 or 8 pixels, this model has {patch}; choose another")
-        if not backbone.dynamic_img_size:
+        if tokens.only_size:
             raise InputError("fine-tuning needs a model that takes any image size; build it with dynamic_img_size")
         self.backbone = backbone
-        self.width = backbone.embed_dim
+        self.width = tokens.width
         self.normed = normed
         self.blocks = pyramid_blocks(len(backbone.blocks))
-        self.image_scale = 14 / 16 if patch[0] == 14 else 1.0
-        self.levels = nn.ModuleList(_levels(self.width, fine=patch[0] == 8))
+        self.image_scale = 14 / 16 if patch == 14 else 1.0
+        self.levels = nn.ModuleList(_levels(self.width, fine=patch == 8))
         set_drop_path(backbone, drop_path)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -119,8 +121,6 @@ def trainable_backbone(model: Model) -> VisionTransformer:
         InputError: it has none.
     """
     found = model.encoder.backbone if isinstance(model, EncoderModel) else None
-    if isinstance(model, TimmModel):
-        found = model.network
     if not isinstance(found, VisionTransformer):
         raise InputError(
             f"{model.description['name']} cannot be fine-tuned; choose an encoder of this package or a timm vision "
