@@ -79,9 +79,10 @@ class Objective(BaseObjective):
     prior_share: float = 0.125
     """Share of the clips, at least one, whose prediction from the prior is compared, for the log (ours: all of them
     cost a fifth of a step)."""
-    patience: int | None = 1000
-    """Steps after which a latent that never tells more than `free_nats` is taken for dead, and the run stops (ours);
-    null: never."""
+    patience: int | None = 5000
+    """Steps after which a latent that never tells more than `free_nats` is taken for dead, and the run stops (ours:
+    more than the recipe's warm-up, for at first the decoder learns nothing but what frames have in common); null:
+    never."""
 
     def __post_init__(self) -> None:
         if not 0 < self.gap[0] <= self.gap[1]:

@@ -238,6 +238,31 @@ def test_the_prior_draws_without_the_later_frame_and_all_parts_learn():
     assert got.metrics["prior_gap"].item() == pytest.approx(gap.item(), abs=1e-5)
 
 
+def test_the_latent_comes_to_tell_what_the_earlier_frame_leaves_open(one_thread):
+    """One blank frame is followed by one of four pictures: without the latent their mean is the best there is."""
+    settings = ["--objective.mae_weight=0", "--objective.decoder.depth=1", "--objective.prior_share=1.0"]
+    recipe = read_recipe(
+        ["smoke", "rsp-cpu"], [*SMALL[:2], *settings, "--views.global_size=32", "--views.local_size=32"]
+    )
+    torch.manual_seed(0)
+    method, generator = build_method(recipe).train(), torch.Generator().manual_seed(1)
+    pictures = F.interpolate(torch.randn(4, 3, 8, 8, generator=generator), 32)
+    target = patchify(pictures, 16, norm=True)
+    without = F.mse_loss(target.mean(0).expand_as(target), target).item()
+    optimizer = torch.optim.AdamW([p for p in method.trained.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(180):
+        later = pictures[torch.randint(4, (16,), generator=generator)][:, None]
+        shown = torch.zeros(16, 1, 1, dtype=torch.long)
+        views = {"now": {"pixels": torch.zeros(16, 1, 3, 32, 32)}, "later": {"pixels": later, "shown": shown}}
+        optimizer.zero_grad()
+        losses = method(views, At(0.0, key=step))
+        losses.total.backward()
+        optimizer.step()
+    assert losses.metrics["pixel_loss"] < 0.6 * without
+    assert losses.metrics["prior_gap"] > 0.3 * without
+    assert losses.metrics["kl"] > math.log(4)
+
+
 def test_rows_of_a_batch_are_drawn_apart_whoever_computes_them():
     method, views = build(), batch(4)
     whole = method(views, At(0.0, key=9)).metrics
