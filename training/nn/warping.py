@@ -43,7 +43,8 @@ def arrivals(flow: Tensor, width: float, height: float) -> Tensor:
 
 def turned(places: Tensor, maps: Tensor) -> Tensor:
     """Apply (B, 2, 2) linear maps to (n, m, 2) or (B, n, m, 2) places."""
-    return torch.einsum("bij,bnmj->bnmi", maps, places.expand(len(maps), *places.shape[-3:]))
+    # no matrix product, which would be one of bfloat16 under autocast, and half a pixel off
+    return (maps[:, None, None] * places[..., None, :]).sum(-1)
 
 
 def turn(images: Tensor, maps: Tensor) -> Tensor:

@@ -412,6 +412,21 @@ def test_it_begins_at_a_release_and_tells_of_itself(clip, tmp_path):
     assert {"occluded", "left_view", "counted", "followed", "dense_loss_of_others", "dense_feature_std"} <= row.keys()
     (folder,) = (tmp_path / "frames").rglob("*.flow")
     assert [path.name for path in folder.iterdir()] == ["dis-medium-384px-8"]
+    following = [f"--run.init_from={tmp_path / 'run' / 'handover'}", "--run.steps=1"]
+    pretrain([clip], tmp_path / "next", read_recipe("poodle", settings + following), frames=tmp_path / "frames")
+    facts = json.loads((tmp_path / "next" / "run.json").read_text())
+    assert [before["steps"] for before in facts["runs_before"]] == [2]
+
+
+def test_bfloat16_learns_as_float32_does(one_thread):
+    method = build()
+    views = {group: {**found, "pixels": found["pixels"].float()} for group, found in batch().items()}
+    expected = method(views, At(0.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = method(views, At(0.0))
+    for name in ("dense_loss", "pooled_loss", "dense_loss_of_others", "dense_feature_std"):
+        assert got.metrics[name].item() == pytest.approx(expected.metrics[name].item(), rel=0.02), name
+    assert got.metrics["counted"] == expected.metrics["counted"]
 
 
 def test_without_time_no_flow_is_wanted(clip, tmp_path):

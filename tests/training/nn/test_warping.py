@@ -89,3 +89,12 @@ def test_quarter_turns_and_mirrors_are_exact():
     back = turn(turn(picture, quarter[None]), torch.linalg.inv(quarter)[None])
     assert torch.allclose(back, picture, atol=1e-12)
     assert torch.equal(turn(picture, 3 * mirror[None])[..., 0, 0], torch.zeros(1, 2, dtype=torch.float64))
+
+
+def test_places_stay_exact_under_autocast():
+    picture, affine = maps(2, 3, 64, 64).float(), maps(2, 2, 2, seed=1).float()
+    flow = 9 * maps(2, 2, 64, 64, seed=2).float()
+    expected = turn(picture, affine), warp(picture, flow)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = turn(picture, affine), warp(picture, flow)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
