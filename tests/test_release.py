@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.pipeline import export
-from training.releases.publishing import Weights, fill_page, picture_of
+from training.releases.publishing import bundled_weights, fill_page, picture_of
 from video_distilled_encoder import Encoder, encode
 from video_distilled_encoder.hub import BUNDLED_RELEASES
 
@@ -50,7 +50,7 @@ def test_the_readmes_figures_are_those_of_the_results(tmp_path):
         path.write_text((ROOT / path.relative_to(tmp_path)).read_text(encoding="utf-8"), encoding="utf-8")
     before = page.read_text(encoding="utf-8")
     assert "<!-- figures: model_cards/figures.template.md -->\n|" in before
-    fill_page(page, ROOT / "model_cards" / "results", Weights.of(BUNDLED_RELEASES / "nota" / "vfd-vits16-warm"))
+    fill_page(page, ROOT / "model_cards" / "results", bundled_weights())
     assert page.read_text(encoding="utf-8") == before
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     if args.card_out:
         copy_card(out, args.card_out)
     if args.page:
-        fill_page(args.page, results, Weights.of(out))
+        fill_page(args.page, results, [Weights.of(out)])
     print(describe(out, cosine))
 
 

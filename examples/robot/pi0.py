@@ -7,5 +7,5 @@ from video_distilled_encoder import Encoder
 from video_distilled_encoder.stacks.embed_image import EmbedImage, install
 
 model = PI0Pytorch(PI0Config())  # openpi's own: openpi.models_pytorch.pi0_pytorch.PI0Pytorch
-encoder = Encoder.from_pretrained("nota/vfd-vits16")
+encoder = Encoder.from_pretrained("nota/vfd-vits16-warm")
 install(model.paligemma_with_expert, EmbedImage(encoder, width=2048, tokens=256))

@@ -1,7 +1,8 @@
-"""Functions of other projects' own source, where a copy of it is at hand: a clone, named by an environment variable."""
+"""What is tried on a stack: functions of its own source, where a clone is at hand, and what the README prints."""
 
 import ast
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def function(path, name, **names):
     space = dict(names)
     exec(compile(ast.Module([found], []), str(path), "exec"), space)
     return space[name]
+
+
+def readme(word):
+    """Return the README's block of Python in "In your stack" that has a word in it."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text.split("## In your stack")[1].split("\n## ")[0], re.DOTALL)
+    return next(block for block in blocks if word in block)

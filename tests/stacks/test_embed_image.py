@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from published import clone, function
+from published import clone, function, readme
 from torch import nn
 
 from video_distilled_encoder import Encoder, InputError, ModelConfig
@@ -90,6 +90,12 @@ def test_the_stacks_own_prefix_is_made_of_its_tokens(encoder, kind):
         torch.testing.assert_close(tokens[:, number * 256 : (number + 1) * 256], embedder(image) * scale)
     assert pad[:, :512].sum(1).tolist() == [512, 256]
     assert attention.shape[-1] == tokens.shape[1]
+
+
+def test_the_readmes_lines():
+    model = LanguageModel()
+    exec(readme("EmbedImage"), {"model": SimpleNamespace(paligemma_with_expert=model)})
+    assert model.embed_image(torch.rand(2, 3, 224, 224) * 2 - 1).shape == (2, 256, 2048)
 
 
 def test_without_resampling_it_is_the_patches_projected(encoder):

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from published import readme
 
 from video_distilled_encoder import Encoder, ModelConfig
 from video_distilled_encoder.stacks.groot import GrootFeatures
@@ -32,6 +33,12 @@ def test_patches_of_all_cameras_in_order_then_text(features):
     assert out.image_mask.sum(1).tolist() == [48, 48]
     with pytest.raises(AttributeError, match="logits"):
         _ = out.logits
+
+
+def test_the_readmes_lines():
+    names = {"images": torch.randint(0, 256, (1, 2, 3, 240, 320), dtype=torch.uint8)}
+    exec(readme("GrootFeatures"), names)
+    assert names["backbone_output"].backbone_features.shape == (1, 2 * 196 + 1, 2048)
 
 
 def test_without_text_one_token_is_learnt(features):

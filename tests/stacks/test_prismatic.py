@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from published import clone, function
+from published import clone, function, readme
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -124,6 +124,13 @@ def test_prismatic_sees_the_encoders_patches(stack, directory):
         patches = backbone(pixels)
         expected = encoder.intermediate_layers(pixels, n=[1], norm=False)[0].patches
     assert torch.equal(patches, expected)
+
+
+def test_the_readmes_lines(stack):
+    exec(readme("prismatic"), {})
+    backbone, transform = stack.get_vision_backbone_and_transform("vfd-vit-s", "resize-naive")
+    patches = backbone(transform(Image.open(bundled_photographs()[0]))[None])
+    assert patches.shape == (1, 196, 384)
 
 
 def test_another_size_and_block_can_be_asked_for(stack, directory):

@@ -12,6 +12,7 @@ from training.releases.publishing import Weights, check_metadata, publish, rende
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder import encoder as encoder_module
 from video_distilled_encoder.files import sha256
+from video_distilled_encoder.hub import BUNDLED_RELEASES
 
 pytest.importorskip("transformers")
 
@@ -123,6 +124,22 @@ def test_a_pages_figures_are_those_of_results(run_command, run, template, tmp_pa
     assert page.read_text() == "before\n<!-- figures: figures.md -->\n| these | 31.40 |\n<!-- end -->\nafter\n"
     page.write_text(page.read_text().replace("figures.md", "none.md"))
     assert "none.md, which does not exist" in run_command(main, *words)
+    page.write_text("nothing\n")
+    assert "page.md has no place for figures" in run_command(main, *words)
+
+
+def test_a_page_alone_is_filled_in_without_a_run(run_command, tmp_path):
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    (tmp_path / "figures.md").write_text("{{camvid: random miou}} {{camvid: vfd-vits16 miou}}")
+    page.write_text("<!-- figures: figures.md -->\n<!-- end -->\n")
+    write_result(results, "random", 15.9)
+    write_result(results, "vfd-vits16", 30.0, "0" * 64)
+    words = ["--results", results, "--page", page]
+    assert "not there: camvid: vfd-vits16 miou" in run_command(main, *words)  # of other weights than the bundled ones
+    write_result(results, "vfd-vits16", 30.0, Weights.of(BUNDLED_RELEASES / "nota" / "vfd-vits16").sha256)
+    assert run_command(main, *words) is None
+    assert page.read_text() == "<!-- figures: figures.md -->\n15.90 30.00<!-- end -->\n"
+    assert "give RUN, --card and --out" in run_command(main, "--results", results)
 
 
 METADATA = """---

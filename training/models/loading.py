@@ -290,7 +290,7 @@ def _licence_in(directory: Path) -> str | None:
 
 def load_export(path: Path, device: str | None) -> ExportModel:
     """Load what vde-export wrote, in its runtime."""
-    runtime = load_runtime(path, device)
+    runtime = load_runtime(path, device, threads=torch.get_num_threads())
     artefact = runtime.artefact
     description: dict[str, object] = {
         "name": path.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from training.evaluation.statistics.comparison import Row, against, cell, read_r
 from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.files import atomic_path
+from video_distilled_encoder.hub import BUNDLED_RELEASES
 from video_distilled_encoder.preprocessing import bundled_photographs
 from video_distilled_encoder.tokens import encode_tokens
 
@@ -101,7 +103,7 @@ def render(template: Path, results: Path, run: Path, of: Weights, *, draft: bool
     Raises:
         InputError: a number is missing, or a result of this name is of other weights; the metadata are wrong.
     """
-    card, missing = _filled(template, results, of, run)
+    card, missing = _filled(template, results, [of], run)
     if draft:
         return card
     if missing:
@@ -110,11 +112,22 @@ def render(template: Path, results: Path, run: Path, of: Weights, *, draft: bool
     return card
 
 
-def fill_page(page: Path, results: Path, of: Weights) -> None:
+def bundled_weights() -> list[Weights]:
+    """Return those of the releases in the package."""
+    return [Weights.of(path.parent) for path in sorted(BUNDLED_RELEASES.glob("*/*/config.json"))]
+
+
+def fill_page(page: Path, results: Path, of: Sequence[Weights]) -> None:
     """Write figures into a page: what stands from `<!-- figures: TEMPLATE -->` to `<!-- end -->`, TEMPLATE filled in.
 
+    Args:
+        page: Markdown.
+        results: folder of results.
+        of: releases, whose results count if they are of these weights.
+
     Raises:
-        InputError: there is no such page or template, or a number is missing; the page is left as it is.
+        InputError: there is no such page or template, it has no such place, or a number is missing; the page is left as
+            it is.
     """
     try:
         text = page.read_text(encoding="utf-8")
@@ -130,11 +143,14 @@ def fill_page(page: Path, results: Path, of: Weights) -> None:
             raise InputError(f"{template} asks for numbers that are not there: {', '.join(missing)}")
         return f"figures: {match[1]}{match[2]}{figures}"
 
+    filled, blocks = _BLOCK.subn(block, text)
+    if not blocks:
+        raise InputError(f"{page} has no place for figures: <!-- figures: TEMPLATE -->, and behind it <!-- end -->")
     with atomic_path(page) as temporary:
-        temporary.write_text(_BLOCK.sub(block, text), encoding="utf-8")
+        temporary.write_text(filled, encoding="utf-8")
 
 
-def _filled(template: Path, results: Path, of: Weights, run: Path | None = None) -> tuple[str, list[str]]:
+def _filled(template: Path, results: Path, of: Sequence[Weights], run: Path | None = None) -> tuple[str, list[str]]:
     """Return a template with its facts, and those that are not there."""
     facts = {"run": run_facts(run)} if run else {}
     missing = []
@@ -169,7 +185,7 @@ def _table(path: Path) -> str | None:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def _figure(results: Path, measure: str, words: str, of: Weights) -> str | None:
+def _figure(results: Path, measure: str, words: str, of: Sequence[Weights]) -> str | None:
     """Return what a template asks of a measure: "SUBJECT FIGURE" or "SUBJECT against OTHER"."""
     subject, *rest = words.split()
     row = _row(results, measure, subject, of)
@@ -179,12 +195,15 @@ def _figure(results: Path, measure: str, words: str, of: Weights) -> str | None:
     return cell(row.figures[rest[0]]) if row and rest and rest[0] in row.figures else None
 
 
-def _row(results: Path, measure: str, subject: str, of: Weights) -> Row | None:
-    """Read all seeds of a measure of a subject; the release's own results do not count if they are of other weights."""
+def _row(results: Path, measure: str, subject: str, of: Sequence[Weights]) -> Row | None:
+    """Read all seeds of a measure of a subject; a release's own results do not count if they are of other weights."""
     stem = re.compile(rf"{re.escape(f'{measure}-{subject}')}(-seed\d+)?")
     paths = sorted(path for path in results.glob("*.json") if stem.fullmatch(path.stem))
     found = [read_result(path) for path in paths]
-    if not found or (subject == of.name and any(one["model"].get("weights_sha256") != of.sha256 for one in found)):
+    for release in of:
+        if subject == release.name and any(one["model"].get("weights_sha256") != release.sha256 for one in found):
+            return None
+    if not found:
         return None
     return row_of(subject, found)
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from training.evaluation.measure import evaluate
 from training.evaluation.probes.policy import Policy, imitate, past_of, with_past
@@ -37,9 +38,11 @@ class Walk(Episode):
         self.world, self.side, self.place = world, side, 0.0
 
     def observe(self):
+        return Observation(np.float32([self.place]), np.float32([self.place, self.side]))
+
+    def picture(self):
         self.world.pictures += 1
-        picture = np.full((64, 64, 3), self.world.colours[self.side], np.uint8)
-        return Observation(picture, np.float32([self.place]), np.float32([self.place, self.side]))
+        return np.full((64, 64, 3), self.world.colours[self.side], np.uint8)
 
     def expert(self):
         return np.float32([0.0 if self.world.lazy and self.side else 2 * self.side - 1])
@@ -80,21 +83,17 @@ def test_a_policy_solves_what_its_inputs_tell_and_no_more(corridor, tmp_path):
 def test_results_are_compared_rollout_by_rollout_and_the_expert_is_recorded_once(corridor, tmp_path):
     paths = {name: tmp_path / f"{name}.json" for name in ("thumbnail", "proprioception")}
     for name, path in paths.items():
-        evaluate(words(tmp_path, inputs=name, out=path, pictures=tmp_path / "sheets", evaluations=3))
+        evaluate(words(tmp_path, inputs=name, out=path, pictures=tmp_path / "sheets" / f"{name}.png", evaluations=3))
         before = corridor.pictures
     table = compare(list(paths.values()))
     assert "smaller" in table
     assert "constant, proprioception" in table
-    assert (tmp_path / "sheets" / "corridor.png").is_file()
+    with Image.open(tmp_path / "sheets" / "thumbnail.png") as sheet:
+        assert sheet.size in [(count * 68 - 4, 64) for count in (5, 6)]  # at first, and after four or five steps
     result = json.loads(paths["thumbnail"].read_text())
     assert result["figures"]["best"] >= result["figures"]["success"]
     assert list(result["fingerprint"]) == ["demonstrations of corridor"]
-    evaluate(
-        [
-            *words(tmp_path, inputs="thumbnail", out=paths["thumbnail"], pictures=tmp_path / "sheets", evaluations=3),
-            "--reuse",
-        ]
-    )
+    evaluate([*words(tmp_path, inputs="thumbnail", out=paths["thumbnail"], evaluations=3), "--reuse"])
     assert corridor.pictures == before
 
 

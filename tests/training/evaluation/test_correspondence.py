@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from training import evaluate
-from training.evaluation.data.keypoints import find_pairs
+from training.evaluation.data.keypoints import KeypointPair, find_pairs
 from training.evaluation.metrics.correspondence import normalize
 from training.evaluation.metrics.keypoints import cells_of, centres_of, correct, enlarge, find_points
+from training.evaluation.protocols.correspondence import score
 
 
 def write_pair(root, name, category, images, points, size, box):
@@ -73,6 +74,39 @@ def test_perfect_features_find_every_point():
     order = torch.tensor(rng.permutation(48))
     found = find_points(3 * target[order], normalize(target), torch.Generator().manual_seed(0))
     assert torch.equal(found, order)
+
+
+def place_features(places, size):
+    """(…, 2) x and y -> (…, 4) features that are most alike where the places are nearest."""
+    angle = np.pi / 2 * (places + 0.5) / np.array(size)
+    return torch.tensor(np.concatenate([np.cos(angle), np.sin(angle)], -1))
+
+
+def centres(size, grid):
+    """Return the (h, w, 2) x and y of the centres of a grid's cells."""
+    x, y = ((np.arange(count) + 0.5) / count * side - 0.5 for count, side in zip(grid[::-1], size, strict=True))
+    return np.stack(np.meshgrid(x, y), -1)
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_a_known_warp_is_found(factor):
+    """Turned, shrunk and moved into an image of other sides, points are found to a cell, and not at mirrored places."""
+    size, other, grid = (320, 208), (208, 304), (26, 26)
+    turn = 0.6 * np.array([[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]])
+    points = np.random.default_rng(0).uniform(0, 1, (200, 2)) * np.array(size)
+    warped = points @ turn.T + np.array([50, 60])
+    back = (centres(other, grid) - np.array([50, 60])) @ np.linalg.inv(turn).T
+    grids = {"source": place_features(centres(size, grid), size), "target": place_features(back, size)}
+    inside = ((warped >= 0) & (warped <= np.array(other) - 1)).all(1)
+    assert 100 < inside.sum() < 200
+
+    def share(truth, pixels):
+        pair = KeypointPair("any", "source", "target", size, other, points[inside], truth[inside], pixels / 0.1)
+        return next(score([pair], grids, factor, 0, torch.device("cpu"))).mean()
+
+    cell = np.hypot(other[0], other[1]) / grid[0] / factor
+    assert share(warped, cell) == 1
+    assert share(np.array([other[0] - 1, 0]) + warped * np.array([-1, 1]), cell) < 0.2
 
 
 def test_constant_features_are_chance():

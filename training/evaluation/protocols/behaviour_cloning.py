@@ -10,7 +10,8 @@ steps each; solved is solved at any step.
                  compare, with its `interval`, by rollout (`units`), on every second one (`half_a`) and the others
     best         the mean of the tasks' best out of --evaluations policies during training, which papers report. It is
                  optimistic by as much as figures of few rollouts vary
-    tasks        of each: success, solved, and Wilson's 95 % interval
+    wilson       95 % interval of the share of `solved` rollouts (Wilson 1927)
+    tasks        of each: success, solved, and its interval
 
 Ours differs from CortexBench in the simulator's version (v3), the camera (corner2) and the horizon (the papers' is
 500), and shadows are off: figures are comparable with one another only. What stands beside an encoder:
@@ -38,7 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.common.tiles import write_tiles
-from training.evaluation.features import extract
+from training.evaluation.features import compact, extract
 from training.evaluation.probes.policy import BATCH, HIDDEN, RATE, Policy, imitate, past_of, with_past
 from training.evaluation.simulation.demonstrations import SEED, Demonstrations, demonstrations, file_of
 from training.evaluation.simulation.metaworld import GOALS, SIDE, MetaWorld
@@ -54,6 +55,8 @@ INPUTS = ("features", "thumbnail", "proprioception", "state")
 THUMBNAIL = 28
 PICTURES = 8
 """Of a rollout, on its sheet."""
+BLIND = np.empty((0, 0, 3), np.uint8)
+"""What is seen where nothing is looked at."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rollouts", type=int, default=25, help="of each task (%(default)s)")
     parser.add_argument("--horizon", type=int, default=200, help="steps of an episode at most (%(default)s)")
     parser.add_argument("--evaluations", type=int, default=1, help="policies tried during training (%(default)s)")
-    parser.add_argument("--pictures", type=Path, help="folder for a sheet of one rollout of each task")
+    parser.add_argument("--pictures", type=Path, help="a PNG for pictures of one rollout of each task, a row a task")
 
 
 def open_world(task: str) -> World:
@@ -96,21 +99,26 @@ def prepare(args: argparse.Namespace) -> dict[str, Path]:
 
 def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Imitate the expert of each task and try the policies."""
-    solved, best, moments = {}, {}, 0
+    solved, best, sheet, moments = {}, {}, [], 0
     for task in args.tasks:
         world = open_world(task)
         shown = demonstrations(args.data, world, args.demonstrations, args.horizon)
         moments += len(shown.actions)
-        tried = try_task(model, world, shown, args)
+        tried, pictures = try_task(model, world, shown, args)
         solved[task], best[task] = tried[-1], max(one.mean() for one in tried)
+        sheet.append(pictures)
+    if args.pictures:
+        args.pictures.parent.mkdir(parents=True, exist_ok=True)
+        write_tiles(args.pictures, sheet, gap=4)
     shares = np.concatenate(list(solved.values()))
     units = [f"{task}/{number}" for task, found in solved.items() for number in range(len(found))]
     return {
         "figures": {
             "success": percent(shares),
             "best": percent(list(best.values())),
+            **_counted(shares),
             **by_unit(shares, units),
-            "tasks": {task: _of_task(found) for task, found in solved.items()},
+            "tasks": {task: {"success": percent(found), **_counted(found)} for task, found in solved.items()},
         },
         "variant": {"inputs": args.pool if args.inputs == "features" else args.inputs},
         "setting": {
@@ -124,17 +132,18 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _of_task(solved: np.ndarray) -> dict[str, object]:
+def _counted(solved: np.ndarray) -> dict[str, object]:
     interval = binomtest(int(solved.sum()), len(solved)).proportion_ci(method="wilson")
     return {
-        "success": percent(solved),
         "solved": f"{int(solved.sum())} of {len(solved)}",
         "wilson": [percent(interval.low), percent(interval.high)],
     }
 
 
-def try_task(model: Model, world: World, shown: Demonstrations, args: argparse.Namespace) -> list[np.ndarray]:
-    """Return which rollouts each of the policies solves."""
+def try_task(
+    model: Model, world: World, shown: Demonstrations, args: argparse.Namespace
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return which rollouts each of the policies solves, and pictures of the last one's first if they are asked for."""
     senses = Senses(model, args.inputs, args.pool)
     seen = senses.of_demonstrations(shown, args.cache)
     past = past_of(torch.from_numpy(shown.episode), args.history).to(model.device)
@@ -146,10 +155,7 @@ def try_task(model: Model, world: World, shown: Demonstrations, args: argparse.N
     for policy in policies:
         solved, pictures = roll_out(world, policy, senses, args)
         tried.append(solved)
-    if args.pictures:
-        args.pictures.mkdir(parents=True, exist_ok=True)
-        write_tiles(args.pictures / f"{world.name}.png", [pictures], gap=4)
-    return tried
+    return tried, pictures
 
 
 class Senses:
@@ -157,6 +163,7 @@ class Senses:
 
     def __init__(self, model: Model, inputs: str, pool: str) -> None:
         self.model, self.inputs, self.pool = model, inputs, pool
+        self.looks = inputs in ("features", "thumbnail")
 
     def of_demonstrations(self, shown: Demonstrations, cache: Path) -> Tensor:
         """Return (n, C) features, from the cache if they are there."""
@@ -169,7 +176,7 @@ class Senses:
         """(n, H, W, 3) pictures -> (n, C)."""
         if self.inputs == "features":
             found: EncoderOutput = self.model.encode(list(pictures), self._size())
-            return self._pooled(found.cls, found.grid)
+            return self._pooled(*(compact(part).float() for part in (found.cls, found.grid))).to(self.model.device)
         if self.inputs == "thumbnail":
             pixels = torch.from_numpy(np.stack(list(pictures))).movedim(-1, 1).float() / 255
             return F.adaptive_avg_pool2d(pixels, THUMBNAIL).flatten(1).to(self.model.device)
@@ -195,7 +202,7 @@ def roll_out(
     """Try a policy from starts of another seed than the demonstrations', all at once.
 
     Returns:
-        Which are solved, (rollouts,) bool, and pictures of the first.
+        Which are solved, (rollouts,) bool, and pictures of the first, to its end, if they are asked for.
     """
     episodes = [world.episode(SEED + 1, number) for number in range(args.rollouts)]
     solved = np.zeros(len(episodes), dtype=bool)
@@ -205,25 +212,30 @@ def roll_out(
         running = np.flatnonzero(~solved)
         if not len(running):
             break
-        seen = [episodes[number].observe() for number in running]
-        if running[0] == 0:
-            pictures.append(seen[0].picture)
-        actions = policy(_inputs(seen, [remembered[number] for number in running], senses)).cpu().numpy()
+        seen = [episodes[number].picture() for number in running] if senses.looks else [BLIND] * len(running)
+        if args.pictures and running[0] == 0:
+            pictures.append(seen[0] if senses.looks else episodes[0].picture())
+        known = [episodes[number].observe() for number in running]
+        actions = policy(_inputs(seen, known, [remembered[number] for number in running], senses)).cpu().numpy()
         for number, action in zip(running, actions, strict=True):
             solved[number] = episodes[number].act(action)
-    chosen = np.linspace(0, len(pictures) - 1, PICTURES).round().astype(int)
+    if args.pictures:
+        pictures.append(episodes[0].picture())
+    chosen = np.linspace(0, len(pictures) - 1, min(PICTURES, len(pictures))).round().astype(int)
     return solved, [pictures[place] for place in chosen]
 
 
-def _inputs(seen: Sequence[Observation], remembered: Sequence[deque[Tensor]], senses: Senses) -> Tensor:
+def _inputs(
+    seen: Sequence[np.ndarray], known: Sequence[Observation], remembered: Sequence[deque[Tensor]], senses: Senses
+) -> Tensor:
     """Return the policy's inputs of moments that go on from those remembered; remember them too."""
-    features = senses.see([one.picture for one in seen])
+    features = senses.see(seen)
     rows = []
     for feature, memory in zip(features, remembered, strict=True):
         memory.extend([feature] * (1 if memory else memory.maxlen or 1))  # before the first moment was the first
         newest_first = torch.stack(list(memory)[::-1])
         rows.append(with_past(newest_first, torch.arange(len(memory), device=feature.device)[None])[0])
-    proprioception, state = (np.stack([getattr(one, name) for one in seen]) for name in ("proprioception", "state"))
+    proprioception, state = (np.stack([getattr(one, name) for one in known]) for name in ("proprioception", "state"))
     return senses.join(torch.stack(rows), _tensor(proprioception, senses.model), _tensor(state, senses.model))
 
 

@@ -20,6 +20,10 @@ AFTER = 5
 """Steps that are recorded after the task is solved."""
 
 
+Moment = tuple[np.ndarray, Observation, np.ndarray]
+"""A picture, what else is known, and what the expert does."""
+
+
 class Demonstrations(NamedTuple):
     """Episodes of an expert, one after the other, n moments in all."""
 
@@ -69,7 +73,7 @@ def record(world: World, count: int, horizon: int) -> Demonstrations:
     Raises:
         InputError: it solves less than half of them.
     """
-    episodes: list[list[tuple[Observation, np.ndarray]]] = []
+    episodes: list[list[Moment]] = []
     bar = tqdm(total=count, desc=f"demonstrations of {world.name}", unit="episode", dynamic_ncols=True)
     for number in range(2 * count):
         solved, moments = _solve(world, number, horizon)
@@ -84,17 +88,17 @@ def record(world: World, count: int, horizon: int) -> Demonstrations:
             f"the expert solved {world.name} in {len(episodes)} of {2 * count} episodes of {horizon} steps"
         )
     numbers = np.repeat(np.arange(count), [len(moments) for moments in episodes])
-    observations, actions = zip(*(moment for moments in episodes for moment in moments), strict=True)
-    pictures, proprioception, state = map(np.stack, zip(*observations, strict=True))
-    return Demonstrations(pictures, proprioception, state, np.stack(actions), numbers)
+    pictures, observations, actions = zip(*(moment for moments in episodes for moment in moments), strict=True)
+    proprioception, state = map(np.stack, zip(*observations, strict=True))
+    return Demonstrations(np.stack(pictures), proprioception, state, np.stack(actions), numbers)
 
 
-def _solve(world: World, number: int, horizon: int) -> tuple[bool, list[tuple[Observation, np.ndarray]]]:
+def _solve(world: World, number: int, horizon: int) -> tuple[bool, list[Moment]]:
     episode, since = world.episode(SEED, number), 0
-    moments: list[tuple[Observation, np.ndarray]] = []
+    moments: list[Moment] = []
     while len(moments) < horizon and since <= AFTER:
         action = episode.expert()
-        moments.append((episode.observe(), action))
+        moments.append((episode.picture(), episode.observe(), action))
         solved = episode.act(action)
         since += solved or since > 0
     return since > 0, moments

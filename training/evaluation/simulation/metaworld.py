@@ -101,9 +101,13 @@ class MetaWorldEpisode(Episode):
         self.policy = world.policy()
 
     def observe(self) -> Observation:
-        """Look; the robot knows where its hand is and how far its gripper is open."""
+        """Return what is known; the robot knows where its hand is and how far its gripper is open."""
         state = self.observation.astype(np.float32)
-        return Observation(self.world.camera.picture(self.env.model, self.env.data), state[:4], state)
+        return Observation(state[:4], state)
+
+    def picture(self) -> np.ndarray:
+        """Draw what the camera sees."""
+        return self.world.camera.picture(self.env.model, self.env.data)
 
     def expert(self) -> np.ndarray:
         """Return Meta-World's scripted policy's action."""

@@ -9,10 +9,8 @@ import numpy as np
 
 
 class Observation(NamedTuple):
-    """What can be known at one moment."""
+    """What can be known at one moment without looking."""
 
-    picture: np.ndarray
-    """(H, W, 3) uint8 RGB, of the task's camera."""
     proprioception: np.ndarray
     """(P,) float32, what the robot knows of itself."""
     state: np.ndarray
@@ -24,7 +22,11 @@ class Episode(ABC):
 
     @abstractmethod
     def observe(self) -> Observation:
-        """Look."""
+        """Return what is known now."""
+
+    @abstractmethod
+    def picture(self) -> np.ndarray:
+        """Draw what the task's camera sees now, (H, W, 3) uint8 RGB. It takes longer than all the rest."""
 
     @abstractmethod
     def expert(self) -> np.ndarray:
