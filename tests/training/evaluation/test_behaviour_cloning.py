@@ -55,7 +55,7 @@ class Walk(Episode):
 @pytest.fixture
 def corridor(monkeypatch, one_thread):
     world = Corridor()
-    monkeypatch.setattr(behaviour_cloning, "open_world", lambda task: world)
+    monkeypatch.setattr(behaviour_cloning, "open_world", lambda task, args: world)
     return world
 
 
@@ -165,6 +165,12 @@ def test_meta_worlds_expert_is_seen_solving_its_task(tmp_path, one_thread):
         world = MetaWorld("button-press-topdown")
     except InputError as error:
         pytest.skip(str(error))  # without the package, or a machine without EGL and OSMesa
+    first = world.episode(0, 0).picture()
+    world = MetaWorld("button-press-topdown")  # while the one before it is there, which is then freed
+    assert np.array_equal(world.episode(0, 0).picture(), first)
+    other = MetaWorld("drawer-open", side=112, hold=2)
+    assert other.episode(0, 0).picture().shape == (112, 112, 3)
+    assert np.array_equal(world.episode(0, 0).picture(), first)
     with pytest.raises(InputError, match="no task 'juggle'; choose from: assembly"):
         MetaWorld("juggle")
     found = demonstrations(tmp_path, world, 2, 100)

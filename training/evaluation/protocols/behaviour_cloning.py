@@ -71,13 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=100, help="passes over them (%(default)s)")
     parser.add_argument("--rollouts", type=int, default=25, help="of each task (%(default)s)")
     parser.add_argument("--horizon", type=int, default=200, help="steps of an episode at most (%(default)s)")
+    parser.add_argument("--hold", type=int, default=1, help="steps for which an action is held (%(default)s)")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the pictures, in pixels (%(default)s)")
     parser.add_argument("--evaluations", type=int, default=1, help="policies tried during training (%(default)s)")
     parser.add_argument("--pictures", type=Path, help="a PNG for pictures of one rollout of each task, a row a task")
 
 
-def open_world(task: str) -> World:
+def open_world(task: str, args: argparse.Namespace) -> World:
     """Return the task of this name."""
-    return MetaWorld(task)
+    return MetaWorld(task, args.side, args.hold)
+
+
+def actions_of(args: argparse.Namespace) -> int:
+    """Return how many actions an episode has at most."""
+    return int(args.horizon // args.hold)
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Path]:
@@ -90,9 +97,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Path]:
         raise InputError(f"--demonstrations must be 1 to {GOALS // 2} and --rollouts 1 to {GOALS}")
     if not 1 <= args.evaluations <= args.epochs or args.history < 1:
         raise InputError("--evaluations must be 1 to --epochs, and --history at least 1")
+    if not 1 <= args.hold <= args.horizon or args.side < THUMBNAIL:
+        raise InputError(f"--hold must be 1 to --horizon, and --side at least {THUMBNAIL}")
     files = {}
     for task in args.tasks:
-        demonstrations(args.data, open_world(task), args.demonstrations, args.horizon)
+        demonstrations(args.data, open_world(task, args), args.demonstrations, actions_of(args))
         files[f"demonstrations of {task}"] = file_of(args.data, task, args.demonstrations)
     return files
 
@@ -101,8 +110,8 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Imitate the expert of each task and try the policies."""
     solved, best, sheet, moments = {}, {}, [], 0
     for task in args.tasks:
-        world = open_world(task)
-        shown = demonstrations(args.data, world, args.demonstrations, args.horizon)
+        world = open_world(task, args)
+        shown = demonstrations(args.data, world, args.demonstrations, actions_of(args))
         moments += len(shown.actions)
         tried, pictures = try_task(model, world, shown, args)
         solved[task], best[task] = tried[-1], max(one.mean() for one in tried)
@@ -126,7 +135,8 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
             "policy": f"BatchNorm, {HIDDEN}, Adam {RATE:g}, batches of {BATCH}, {args.epochs} epochs",
             "rollouts": args.rollouts,
             "horizon": args.horizon,
-            "size": SIDE,
+            "hold": args.hold,
+            "size": args.side,
         },
         "data": {"demonstrations": args.demonstrations, "moments": moments, "tasks": args.tasks},
     }
@@ -144,7 +154,7 @@ def try_task(
     model: Model, world: World, shown: Demonstrations, args: argparse.Namespace
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return which rollouts each of the policies solves, and pictures of the last one's first if they are asked for."""
-    senses = Senses(model, args.inputs, args.pool)
+    senses = Senses(model, args)
     seen = senses.of_demonstrations(shown, args.cache)
     past = past_of(torch.from_numpy(shown.episode), args.history).to(model.device)
     inputs = senses.join(with_past(seen, past), _tensor(shown.proprioception, model), _tensor(shown.state, model))
@@ -161,21 +171,22 @@ def try_task(
 class Senses:
     """What a policy is given of an observation."""
 
-    def __init__(self, model: Model, inputs: str, pool: str) -> None:
-        self.model, self.inputs, self.pool = model, inputs, pool
-        self.looks = inputs in ("features", "thumbnail")
+    def __init__(self, model: Model, args: argparse.Namespace) -> None:
+        self.model, self.inputs, self.pool = model, args.inputs, args.pool
+        self.size = model.nearest_size(args.side, args.side)
+        self.looks = self.inputs in ("features", "thumbnail")
 
     def of_demonstrations(self, shown: Demonstrations, cache: Path) -> Tensor:
         """Return (n, C) features, from the cache if they are there."""
         if self.inputs != "features":
             return self.see(shown.pictures)
-        cls, grid = extract(self.model, list(shown.pictures), self._size(), cache=cache)
+        cls, grid = extract(self.model, list(shown.pictures), self.size, cache=cache)
         return self._pooled(cls.float(), grid.float().movedim(-1, 1)).to(self.model.device)
 
     def see(self, pictures: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """(n, H, W, 3) pictures -> (n, C)."""
         if self.inputs == "features":
-            found: EncoderOutput = self.model.encode(list(pictures), self._size())
+            found: EncoderOutput = self.model.encode(list(pictures), self.size)
             return self._pooled(*(compact(part).float() for part in (found.cls, found.grid))).to(self.model.device)
         if self.inputs == "thumbnail":
             pixels = torch.from_numpy(np.stack(list(pictures))).movedim(-1, 1).float() / 255
@@ -185,9 +196,6 @@ class Senses:
     def join(self, seen: Tensor, proprioception: Tensor, state: Tensor) -> Tensor:
         """Return the policy's inputs."""
         return state if self.inputs == "state" else torch.cat([seen, proprioception], dim=1)
-
-    def _size(self) -> tuple[int, int]:
-        return self.model.nearest_size(SIDE, SIDE)
 
     def _pooled(self, cls: Tensor, grid: Tensor) -> Tensor:
         if self.pool == "cls":
@@ -208,7 +216,7 @@ def roll_out(
     solved = np.zeros(len(episodes), dtype=bool)
     remembered: list[deque[Tensor]] = [deque(maxlen=args.history) for _ in episodes]
     pictures: list[np.ndarray] = []
-    for _ in tqdm(range(args.horizon), desc=world.name, unit="step", dynamic_ncols=True, leave=False):
+    for _ in tqdm(range(actions_of(args)), desc=world.name, unit="step", dynamic_ncols=True, leave=False):
         running = np.flatnonzero(~solved)
         if not len(running):
             break

@@ -42,6 +42,12 @@ class Demonstrations(NamedTuple):
 def demonstrations(folder: Path, world: World, count: int, horizon: int) -> Demonstrations:
     """Return an expert's solved episodes from `folder/TASK-COUNT.npz`, which is recorded first if it is not there.
 
+    Args:
+        folder: of the files.
+        world: the task.
+        count: of episodes.
+        horizon: actions of an episode at most.
+
     Raises:
         InputError: the expert does not solve the task, or the file is of other versions or another camera.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -60,12 +61,15 @@ class MetaWorld(World):
 
     Args:
         name: as "button-press-topdown".
+        side: of its pictures, in pixels.
+        hold: steps for which an action is held, the expert's and a policy's.
 
     Raises:
         InputError: there is no such task, a package is missing, or nothing can draw pictures.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, side: int = SIDE, hold: int = 1) -> None:
+        self.side, self.hold = side, hold
         self.metaworld, policies = _import()
         if f"{name}-v3" not in policies:
             known = ", ".join(sorted(known.removesuffix("-v3") for known in policies))
@@ -73,13 +77,13 @@ class MetaWorld(World):
         self.name = name
         self.policy = policies[f"{name}-v3"]
         self.goals: dict[int, Any] = {}
-        self.camera = Camera(self.episode(0, 0).env.model)
+        self.camera = Camera(self.episode(0, 0).env.model, side)
 
     @property
     def description(self) -> dict[str, object]:
         """Versions and camera."""
         packages = {package: version(package) for package in ("metaworld", "mujoco")}
-        return {"task": f"{self.name}-v3", "camera": CAMERA, "side": SIDE, **packages}
+        return {"task": f"{self.name}-v3", "camera": CAMERA, "side": self.side, "hold": self.hold, **packages}
 
     def episode(self, seed: int, number: int) -> MetaWorldEpisode:
         """Return an attempt; number is less than 50."""
@@ -115,26 +119,39 @@ class MetaWorldEpisode(Episode):
             return np.clip(self.policy.get_action(self.observation), -1, 1).astype(np.float32)
 
     def act(self, action: np.ndarray) -> bool:
-        """Do a step of 4 numbers: the hand's movement in three directions, and the gripper's."""
-        with _quietly():
-            self.observation, _, _, _, facts = self.env.step(np.clip(action, -1, 1))
-        return bool(facts["success"])
+        """Do 4 numbers for some steps: the hand's movement in three directions, and the gripper's."""
+        solved = False
+        for _ in range(self.world.hold):
+            with _quietly():
+                self.observation, _, _, _, facts = self.env.step(np.clip(action, -1, 1))
+            solved |= bool(facts["success"])
+        return solved
+
+
+def _free(context: Any, renderer: Any) -> None:
+    """Free what a camera draws with: in its own context, for names there are names of other things elsewhere."""
+    context.make_current()
+    renderer.free()
+    context.free()
 
 
 class Camera:
     """Draws the scenes of all attempts at one task, whose models differ in places of bodies alone."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, side: int) -> None:
+        self.side = side
         mujoco = self.mujoco = import_extra("mujoco", "robot-eval")
         model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 1
-        model.vis.global_.offwidth = model.vis.global_.offheight = SIDE
+        model.vis.global_.offwidth = model.vis.global_.offheight = side
         try:
-            self.context = mujoco.GLContext(SIDE, SIDE)
-            atexit.register(self.context.free)  # before what it stands on is gone
+            self.context = mujoco.GLContext(side, side)
             self.context.make_current()
             self.renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # of EGL, OSMesa and mujoco, of no common class
             raise _cannot_draw(error) from error
+        free = weakref.finalize(self, _free, self.context, self.renderer)
+        free.atexit = False
+        atexit.register(free)  # the last registered comes first: before mujoco ends what it stands on
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.renderer)
         self.scene = mujoco.MjvScene(model, maxgeom=10_000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
@@ -144,12 +161,13 @@ class Camera:
         self.view.fixedcamid = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
 
     def picture(self, model: Any, data: Any) -> np.ndarray:
-        """Return (224, 224, 3) uint8 RGB."""
+        """Return (side, side, 3) uint8 RGB."""
+        self.context.make_current()  # another task's may be
         mujoco = self.mujoco
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, self.view, everything, self.scene)
-        area = mujoco.MjrRect(0, 0, SIDE, SIDE)
+        area = mujoco.MjrRect(0, 0, self.side, self.side)
         mujoco.mjr_render(area, self.scene, self.renderer)
-        pixels = np.empty((SIDE, SIDE, 3), np.uint8)
+        pixels = np.empty((self.side, self.side, 3), np.uint8)
         mujoco.mjr_readPixels(pixels, None, area, self.renderer)
         return pixels[:, ::-1].copy()  # rows come from below, and this camera hangs upside down

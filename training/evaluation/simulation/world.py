@@ -34,7 +34,7 @@ class Episode(ABC):
 
     @abstractmethod
     def act(self, action: np.ndarray) -> bool:
-        """Do (A,) something for one step; tell whether the task is solved."""
+        """Do (A,) something for a while; tell whether the task is solved."""
 
 
 class World(ABC):
