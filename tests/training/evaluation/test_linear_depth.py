@@ -82,8 +82,9 @@ def test_cells_are_means_of_the_known():
 
 def test_the_layer_reads_what_ridge_reads():
     rng = np.random.default_rng(0)
-    grid = rng.normal(size=(40, 6, 8, 12))
-    depth = (4 + grid @ (rng.normal(size=12) / 6) + rng.normal(0, 0.2, (40, 6, 8))).clip(0.5, 9)
+    coarse = torch.tensor(rng.normal(size=(40, 12, 2, 3)))  # scenes are smooth, for depths are enlarged bilinearly
+    grid = torch.nn.functional.interpolate(coarse, (6, 8), mode="bilinear", align_corners=True).movedim(1, -1).numpy()
+    depth = (4 + grid @ (rng.normal(size=12) / 3) + rng.normal(0, 0.2, (40, 6, 8))).clip(0.5, 9)
     features = Features(torch.tensor(rng.normal(size=(40, 3))).half(), torch.tensor(grid).half())
     known = Features(features.cls[:30], features.grid[:30])
     layer = probe.train_layer(known, lambda n: torch.tensor(depth[n]).float(), METRES, steps=500, seed=0)
@@ -93,7 +94,7 @@ def test_the_layer_reads_what_ridge_reads():
     theirs = ridge.predict(grid[30:].reshape(-1, 12))
     error, best = (mean_squared_error(depth[30:].ravel(), found.ravel()) ** 0.5 for found in (ours, theirs))
     assert best < 0.25
-    assert error < 2 * best < depth[30:].std()
+    assert error < 1.3 * best < depth[30:].std() / 3
 
 
 def test_depths_are_read_in_their_unit(tmp_path):

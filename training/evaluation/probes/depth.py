@@ -18,6 +18,8 @@ from training.evaluation.probes.linear import StandardizedLinear
 
 BINS = 256
 BATCH = 16
+RATE = 1e-2
+"""Ten times DINOv2's, for a twentieth of its steps: at 1e-3 the layer reads no more than a ridge regression does."""
 CELLS = 4
 """Cells of a patch's side in which training depths are kept."""
 
@@ -88,7 +90,7 @@ def train_layer(
     grid = (features.grid.shape[1], features.grid.shape[2])
     layer = DepthLayer(features, within).to(device)
     truth = torch.stack([cell_means(depth(number), grid).half() for number in range(len(features.grid))])
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     for _ in tqdm(range(steps), desc="linear layer", unit="step", dynamic_ncols=True):
         chosen = torch.randint(len(truth), (BATCH,))

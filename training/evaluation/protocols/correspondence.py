@@ -17,7 +17,8 @@ Images are squashed to --size x --size (512); features are the patch tokens of t
 The first two enlarge features bilinearly 4 times. DIFT enlarges them to the image's size; Probe3D cuts the object's box
 out, takes the source's feature bilinearly, finds the target at a patch and scores the mean over categories of
 pck_point. Their figures compare with ours roughly. Ties are broken at random (--seed), so that constant features score
-chance. For the layout see `training/evaluation/data/keypoints.py`.
+chance. Random weights belong beside every figure, at the same --size: the larger it is, the more a patch's colours find
+alone. For the layout see `training/evaluation/data/keypoints.py`.
 """
 
 from __future__ import annotations
