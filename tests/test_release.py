@@ -43,13 +43,14 @@ def test_its_card_is_the_one_in_model_cards(release):
     assert (release / picture).read_bytes() == (ROOT / "model_cards" / picture).read_bytes()
 
 
-def test_the_readmes_figures_are_those_of_the_results(tmp_path):
-    page = tmp_path / "README.md"
+@pytest.mark.parametrize("name", ["README.md", "model_cards/behaviour-cloning.md"])
+def test_a_pages_figures_are_those_of_the_results(name, tmp_path):
     (tmp_path / "model_cards").mkdir()
-    for path in (page, tmp_path / "model_cards" / "figures.template.md"):
-        path.write_text((ROOT / path.relative_to(tmp_path)).read_text(encoding="utf-8"), encoding="utf-8")
+    for path in (ROOT / name, *(ROOT / "model_cards").glob("*.template.md")):
+        (tmp_path / path.relative_to(ROOT)).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    page = tmp_path / name
     before = page.read_text(encoding="utf-8")
-    assert "<!-- figures: model_cards/figures.template.md -->\n|" in before
+    assert re.search(r"<!-- figures: \S+ -->\n\|", before)
     fill_page(page, ROOT / "model_cards" / "results", bundled_weights())
     assert page.read_text(encoding="utf-8") == before
 
