@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -114,6 +115,35 @@ def aloha(clip, tmp_path_factory):
             seen = images[20 * episode : 20 * episode + 20]
             for camera, pictures in (("front", seen), ("wrist", seen[:, :, ::-1])):
                 file.create_dataset(f"observations/images/{camera}", data=pictures, chunks=(1, 64, 96, 3))
+    return root
+
+
+@pytest.fixture(scope="session")
+def lerobot(clip, tmp_path_factory):
+    """A data set in the layout of LeRobot v3, 10 Hz: three episodes of 20 real frames in one mp4 of each camera."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    root = tmp_path_factory.mktemp("lerobot") / "push"
+    feature = {"dtype": "video", "shape": [64, 96, 3], "names": ["height", "width", "channels"]}
+    cameras = ("observation.images.top", "observation.images.wrist")
+    video_path = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+    info = {
+        "codebase_version": "v3.0",
+        "fps": 10,
+        "video_path": video_path,
+        "features": dict.fromkeys(cameras, feature),
+    }
+    (root / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    images = [np.asarray(Image.fromarray(frame.image).resize((96, 64))) for frame in read_frames(clip)]
+    episodes = [{"episode_index": number, "length": 20} for number in range(3)]
+    for camera in cameras:
+        write_video(root / video_path.format(video_key=camera, chunk_index=0, file_index=0), images, 10)
+        for number, episode in enumerate(episodes):
+            ends = {"from_timestamp": 2.0 * number, "to_timestamp": 2.0 * number + 2}
+            episode |= {f"videos/{camera}/{k}": v for k, v in ends.items()}
+            episode |= {f"videos/{camera}/{kind}_index": 0 for kind in ("chunk", "file")}
+    table = pytest.importorskip("pyarrow").Table.from_pylist(episodes)
+    parquet.write_table(table, root / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
     return root
 
 

@@ -11,7 +11,7 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ VIDEO_SUFFIXES = {
 }
 """Of the files in a folder that are taken for videos."""
 
+_BLOCK = 1 << 20
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -157,12 +158,60 @@ def reading(path: Path) -> Iterator[None]:
 def sha256(path: Path, *more: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's content, of several files that of their own ones, a line each."""
     if more:
-        return hashlib.sha256("\n".join(map(sha256, (path, *more))).encode()).hexdigest()
+        return sha256_of_all(map(sha256, (path, *more)))
     with path.open("rb") as file:
         digest = hashlib.sha256()
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_all(digests: Iterable[str]) -> str:
+    """Return what `sha256` does of several files, from their own."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+class HashedFile:
+    """A file opened for reading whose SHA-256 is taken of what is read, so that it need not be read once more for it.
+
+    What was left out is read for it: on the way, if it is little, else at the end. A leap over more than all before, as
+    to an index at the end, is not followed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"file:{path}"
+        self._file = path.open("rb")
+        self._digest, self._taken = hashlib.sha256(), 0
+        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
+        self.readable, self.seekable = self._file.readable, self._file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, so many or fewer at the end."""
+        begin = self._file.tell()
+        data = self._file.read(size)
+        left_out = begin - self._taken
+        if 0 < left_out <= max(self._taken, _BLOCK):
+            self._take(begin)
+            left_out = 0
+        if -len(data) < left_out <= 0:
+            self._digest.update(memoryview(data)[-left_out:])
+            self._taken = begin + len(data)
+        return data
+
+    def sha256(self) -> str:
+        """Return the hexadecimal SHA-256 of all that the file holds."""
+        self._take(os.fstat(self._file.fileno()).st_size)
+        return self._digest.hexdigest()
+
+    def _take(self, end: int) -> None:
+        file = self._file.fileno()
+        while self._taken < end and (block := os.pread(file, min(_BLOCK, end - self._taken), self._taken)):
+            self._digest.update(block)
+            self._taken += len(block)
+
+
+Opener = Callable[[Path], AbstractContextManager[HashedFile]]
+"""Opens a file that is read whole, for whoever wants its digest afterwards."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -179,8 +228,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, place: Callable[[], Path] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path` with the same suffix; it takes the final name only if the block succeeds.
+
+    Args:
+        path: the final name.
+        place: returns it when the block has succeeded, if it is not known before.
 
     Raises:
         InputError: the place cannot be written, or the disk is full.
@@ -190,7 +243,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _give_ordinary_rights(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, place() if place else path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:

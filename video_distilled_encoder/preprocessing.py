@@ -154,14 +154,18 @@ def _merge(batches: Iterable[Tensor]) -> list[Tensor]:
     return [torch.cat(batches)] if alike and len(batches) > 1 else batches
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, opened: Any = None) -> Image.Image:
     """Read an image file, upright (EXIF orientation applied).
+
+    Args:
+        path: its name.
+        opened: the same, opened for reading.
 
     Raises:
         InputError: the file is missing, empty, truncated or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(opened or path) as image:
             image.load()
             return _to_rgb(image, str(path))
     except FileNotFoundError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from video_distilled_encoder.errors import InputError, import_extra, warn
-from video_distilled_encoder.files import atomic_path, reading
+from video_distilled_encoder.files import Opener, atomic_path, reading
 
 _LONGEST_GAP = 3600.0
 """Seconds that two frames that follow one another may lie apart; more is taken for a jump of the clock."""
@@ -85,7 +85,9 @@ class Pace:
         return True
 
 
-def read_frames(path: Path, min_interval: float = 0.0, span: tuple[float, float] | None = None) -> Iterator[VideoFrame]:
+def read_frames(
+    path: Path, min_interval: float = 0.0, span: tuple[float, float] | None = None, opener: Opener | None = None
+) -> Iterator[VideoFrame]:
     """Decode a video, or a part of it, from front to back.
 
     Where recordings were joined, or the clock was set, time goes on with the next frame, which begins a new shot; where
@@ -95,12 +97,13 @@ def read_frames(path: Path, min_interval: float = 0.0, span: tuple[float, float]
         path: the video file.
         min_interval: seconds; of the frames, the nearest to each multiple of it is kept. 0 keeps all.
         span: begin and end, which is left out, in seconds of the container's own clock.
+        opener: opens the file, in FFmpeg's place.
 
     Raises:
         InputError: the file is missing, empty, damaged, truncated or holds no video with time stamps, or ends before
             the span does.
     """
-    with _open(path) as container, _threads_at_rest(container.streams.video[0]) as stream:
+    with _open(path, opener) as container, _threads_at_rest(container.streams.video[0]) as stream:
         interval = 1 / float(stream.average_rate) if stream.average_rate else 0.0
         clock = _Clock(interval, _LONGEST_GAP_OF_BROADCAST if container.format.flags & _MAY_JUMP else _LONGEST_GAP)
         changes: Counter[str] = Counter()
@@ -245,31 +248,32 @@ def write_video(path: Path, images: Iterable[np.ndarray], fps: float) -> None:
             container.mux(stream.encode())
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path, opener: Opener | None = None) -> Iterator[Any]:
     av = import_extra("av", "video")
-    with reading(path):
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty")
-        try:
-            container = av.open(_url(path))
-        except OSError:
-            raise
-        except av.error.FFmpegError as error:
+    with ExitStack() as opened:
+        with reading(path):
+            if path.stat().st_size == 0:
+                raise InputError(f"{path} is empty")
+            file = opened.enter_context(opener(path)) if opener else _url(path)
+            try:
+                container = opened.enter_context(av.open(file))
+            except OSError:
+                raise
+            except av.error.FFmpegError as error:
+                raise InputError(
+                    f"{path} cannot be read as a video ({_reason(error)}); it is damaged or truncated"
+                ) from error
+        if not container.streams.video:
+            raise InputError(f"{path} holds no video stream")
+        if container.format.flags & _NO_TIME_STAMPS:
+            kind = container.format.name
             raise InputError(
-                f"{path} cannot be read as a video ({_reason(error)}); it is damaged or truncated"
-            ) from error
-    if not container.streams.video:
-        container.close()
-        raise InputError(f"{path} holds no video stream")
-    if container.format.flags & _NO_TIME_STAMPS:
-        kind = container.format.name
-        container.close()
-        raise InputError(
-            f"{path} has no time stamps: it is read as a bare {kind} stream; give a video in a container, as "
-            f"ffmpeg -r FRAMES_PER_SECOND -f {kind} -i FILE -c copy FILE.mkv makes one, or of a recording of several "
-            "sensors a video of each camera"
-        )
-    return container
+                f"{path} has no time stamps: it is read as a bare {kind} stream; give a video in a container, as "
+                f"ffmpeg -r FRAMES_PER_SECOND -f {kind} -i FILE -c copy FILE.mkv makes one, or of a recording of "
+                "several sensors a video of each camera"
+            )
+        yield container
 
 
 def _url(path: Path) -> str:

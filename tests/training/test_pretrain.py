@@ -288,6 +288,18 @@ def test_a_run_on_a_data_set_knows_its_cameras_and_episodes(run_command, aloha, 
     assert (facts["videos"], facts["different_clips"]) == (2, 30)
 
 
+def test_a_run_on_a_lerobot_data_set_learns_from_clips_within_episodes(
+    run_command, lerobot, photograph, frames, tmp_path
+):
+    out = tmp_path / "run"
+    words = ["--recipe", "cpu", "smoke", "--run.workers", "0", "--clips.stride", "0.5", "--clips.frames", "3"]
+    assert run_command(main, "--data", lerobot, "--out", out, "--frames", frames, *words) is None
+    facts = json.loads((out / "run.json").read_text())
+    # of 20 frames at 10 Hz ten have others half a second and a second later in the same episode; the mp4s have fifty
+    assert (facts["videos"], facts["different_clips"]) == (6, 60)
+    assert Encoder.from_pretrained(out / "encoder").encode(photograph).cls.isfinite().all()
+
+
 def test_the_command_line_sets_any_setting(clip, frames, tmp_path):
     command = [sys.executable, "-m", "training.pretrain", "--data", str(clip), "--out", str(tmp_path / "run")]
     command += ["--recipe", "smoke", "--frames", str(frames), "--run.steps", "2", "--objective.head.prototypes", "16"]

@@ -1,5 +1,7 @@
+import hashlib
 import os
 import pickle
+import random
 import subprocess
 import sys
 import warnings
@@ -7,13 +9,35 @@ import warnings
 import pytest
 
 from video_distilled_encoder.errors import CannotWrite, InputError, InputWarning, MissingExtra, prepare_output
-from video_distilled_encoder.files import atomic_path, find_files
+from video_distilled_encoder.files import HashedFile, atomic_path, find_files
 
 
 def touch(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(0, -1)],
+        [(0, 7), (7, 3_000_000), (3_000_007, -1)],
+        [(3_900_000, -1), (0, 100_000), (100_000, 3_800_000)],  # an index at the end is read first
+        [(0, 500_000), (700_000, 10), (600_000, 300_000), (900_000, 5)],  # a part is left out, another read twice
+        [(2_000_000, 10), (3_000_000, 10)],
+        [],
+    ],
+)
+def test_a_digest_is_that_of_the_whole_file_whatever_is_read_of_it(tmp_path, places):
+    content = random.Random(0).randbytes(4_000_000)
+    (tmp_path / "x").write_bytes(content)
+    file = HashedFile(tmp_path / "x")
+    for place, size in places:
+        file.seek(place)
+        assert file.read(size) == (content[place : place + size] if size >= 0 else content[place:])
+    assert file.sha256() == hashlib.sha256(content).hexdigest()
+    file.close()
 
 
 def test_folders_are_gone_through_and_what_is_left_out_is_counted(tmp_path):

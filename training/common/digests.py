@@ -8,13 +8,13 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from training.common.cache import cache_root
 from video_distilled_encoder.errors import CannotWrite
-from video_distilled_encoder.files import sha256, write_json
+from video_distilled_encoder.files import HashedFile, sha256, sha256_of_all, write_json
 
 _YOUNG = 2.0
 """Seconds in which a file may be written again without its time telling."""
@@ -31,6 +31,7 @@ class _Note:
         self.places = [place.resolve() for place in places]
         states = [place.stat() for place in self.places]
         self.newest = max(state.st_mtime for state in states)
+        self.sizes = [state.st_size for state in states]
         first, stamps = self.places[0], [_stamp(state) for state in states]
         self.known: dict[str, Any] = {"path": os.fspath(first), "state": stamps[0]}
         name = os.fsencode(first)
@@ -46,6 +47,12 @@ class _Note:
             if {fact: noted[fact] for fact in self.known} == self.known and len(noted["sha256"]) == 64:
                 return str(noted["sha256"])
         return None
+
+    def write(self, digest: str, begin: float) -> None:
+        """Remember a digest that was taken after `begin` (`time.time`), unless a file was too young for it."""
+        if self.newest < begin - _YOUNG:
+            with suppress(CannotWrite):  # then it is read again
+                write_json(self.path, {**self.known, "sha256": digest})
 
 
 def recalled_sha256(*paths: Path) -> str:
@@ -77,9 +84,46 @@ def remembered_sha256(*paths: Path) -> str:
         if digest := note.read():
             return digest
         digest = sha256(*note.places)
-        if note.newest < begin - _YOUNG:
-            with suppress(CannotWrite):  # then it is read again
-                write_json(note.path, {**note.known, "sha256": digest})
+        note.write(digest, begin)
+        return digest
+
+
+class ReadOnce:
+    """The digest of files that are read for something else, taken on the way."""
+
+    def __init__(self) -> None:
+        self._begin = time.time()
+        self._note: _Note | None = None
+        self._taken: dict[Path, str] = {}
+        self._known: dict[tuple[Path, ...], str] = {}
+
+    def sizes(self, *paths: Path) -> str:
+        """Return what stands for a digest before one is read: files of the same content have it in common.
+
+        Raises:
+            OSError: a file is missing.
+        """
+        self._note = _Note(paths)
+        return " ".join(str(size) for size in self._note.sizes)
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[HashedFile]:
+        """Open a file; its digest is taken when it was used to the end."""
+        with closing(HashedFile(path)) as file:
+            yield file
+            self._taken[path] = file.sha256()
+
+    def sha256(self, *paths: Path) -> str:
+        """Return what `remembered_sha256` does; of files that were opened here no more is read."""
+        if paths not in self._known:
+            self._known[paths] = self._join(paths) if self._taken.keys() & paths else remembered_sha256(*paths)
+        return self._known[paths]
+
+    def _join(self, paths: Sequence[Path]) -> str:
+        digests = [self._taken.get(path) or sha256(path) for path in paths]
+        digest = digests[0] if len(paths) == 1 else sha256_of_all(digests)
+        if self._note:
+            self._note.write(digest, self._begin)
         return digest
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from training.common import distributed, stop
 from training.common.distributed import World
 from training.common.machine import processors
-from training.data.frame_store import ExtractConfig, extract_source, find_store
+from training.data.frame_store import ExtractConfig, extract_sources, find_store
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked, Source
@@ -168,35 +168,56 @@ def _sweep(folder: Path) -> None:
 
 def _in_parallel(left: deque[Source], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
     """Yield each video as it is done. Where a process dies, the videos in work are tried one by one to find which."""
+    passes = _passes(left)
     if workers <= 1:
-        for video in left:
-            yield video, partial(extract_source, video, root, config)
+        for videos in passes:
+            yield from _results(videos, cache(partial(extract_sources, videos, root, config)))
         return
-    while left:
-        for video in (yield from _until_a_process_dies(left, root, config, workers)):
-            if (yield from _until_a_process_dies(deque([video]), root, config, 1)):
+    while passes:
+        for video in (yield from _until_a_process_dies(passes, root, config, workers)):
+            if (yield from _until_a_process_dies(deque([[video]]), root, config, 1)):
                 yield video, partial(_refuse, video)
 
 
+def _passes(videos: Iterable[Source]) -> deque[list[Source]]:
+    """Return the videos in their order, those together that are read in one pass."""
+    passes: dict[object, list[Source]] = {}
+    for video in videos:
+        passes.setdefault((type(video), video.path) if video.in_one_pass else video, []).append(video)
+    return deque(passes.values())
+
+
+def _results(videos: Sequence[Source], work: Callable[[], list[Path | Exception]]) -> Iterator[Result]:
+    for number, video in enumerate(videos):
+        yield video, partial(_give, work, number)
+
+
+def _give(work: Callable[[], list[Path | Exception]], number: int) -> Path:
+    found = work()[number]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def _until_a_process_dies(
-    left: deque[Source], root: Path, config: ExtractConfig, workers: int
+    left: deque[list[Source]], root: Path, config: ExtractConfig, workers: int
 ) -> Generator[Result, None, list[Source]]:
     """Extract videos, which are taken from `left`, and return those that were in work when a process died, if one did.
 
     Raises:
         InputError: it died because all were asked to stop.
     """
-    jobs: dict[Future[Path], Source] = {}
+    jobs: dict[Future[list[Path | Exception]], list[Source]] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare_output) as pool:
         try:
             while left or jobs:
                 while left and len(jobs) < workers:
-                    jobs[pool.submit(extract_source, left[0], root, config)] = left[0]
+                    jobs[pool.submit(extract_sources, left[0], root, config)] = left[0]
                     left.popleft()
                 done, _ = wait(jobs, return_when=FIRST_COMPLETED)
                 for job in done:
                     if not isinstance(job.exception(), BrokenProcessPool):
-                        yield jobs.pop(job), job.result
+                        yield from _results(jobs.pop(job), job.result)
                 if done & jobs.keys():
                     break
         except BrokenProcessPool:  # while the next was handed in
@@ -205,7 +226,7 @@ def _until_a_process_dies(
             pool.shutdown(cancel_futures=True)
     if jobs and stop.asked():
         raise InputError(_STOPPED)
-    return list(jobs.values())
+    return [video for videos in jobs.values() for video in videos]
 
 
 def _refuse(video: Source) -> Path:

@@ -21,15 +21,17 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from training.common.digests import NotRememberedError, recalled_sha256, remembered_sha256
+from training.common.digests import NotRememberedError, ReadOnce, recalled_sha256
 from training.data import jpeg
 from training.data.box import Box
 from training.data.cuts import find_cuts, thumbnail
@@ -74,15 +76,61 @@ def extract_source(source: Source, root: Path, config: ExtractConfig) -> Path:
     Raises:
         InputError: the source is missing, unreadable, empty, damaged or truncated. No store is left behind then.
     """
-    digest = source.identity(remembered_sha256)
-    path = _place(digest, root, config)
-    if path.exists():
+    (found,) = extract_sources([source], root, config)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def extract_sources(sources: Sequence[Source], root: Path, config: ExtractConfig) -> list[Path | Exception]:
+    """Write the frame stores of sources of one path, unless they are there already; return their paths, or the errors.
+
+    Where files are read whole, the digest is taken of the very read that the frames come of; it is taken before that
+    where something of the same size was extracted, which may be the same content.
+    """
+    once = ReadOnce()
+    found: dict[Source, Path | Exception] = {}
+    marks: dict[Source, Path] = {}
+    """Empty files that are there if something of the same size was extracted."""
+    new: list[Source] = []
+    for source in sources:
+        try:
+            marks[source] = root / config.folder / "sizes" / source.identity(once.sizes)[:32].replace(" ", "-")
+            if source.read_whole and not marks[source].exists() and not _recalled(source):
+                new.append(source.having(opener=once.open))
+            elif (path := _place(source.identity(once.sha256), root, config)).exists():
+                found[source] = path
+            else:
+                new.append(source)
+        except InputError as error:
+            found[source] = error
+
+    def extract(source: Source) -> Path | Exception:
+        try:
+            path = _write(source, once, root, config)
+        except InputError as error:
+            return error
+        with suppress(OSError):  # without it a copy is decoded before it is known for one
+            marks[source].parent.mkdir(exist_ok=True)
+            marks[source].touch()
         return path
+
+    if new:
+        found.update(zip(new, type(new[0]).together(new, extract), strict=True))
+    return [found[source] for source in sources]
+
+
+def _write(source: Source, once: ReadOnce, root: Path, config: ExtractConfig) -> Path:
     times: list[float] = []
     changes: list[float] = []
     joints: set[int] = set()
     before: np.ndarray | None = None
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+
+    def place() -> Path:
+        return _place(digest, root, config)
+
+    unknown = root / config.folder / f"{uuid4().hex[:16]}.zip"
+    with atomic_path(unknown, place) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for frame in source.frames(min_interval=1 / config.fps if config.fps else 0.0):
             image = _scale_down(frame, config)
             archive.writestr(f"{len(times):06d}.jpg", jpeg.encode(image, config.quality))
@@ -92,19 +140,25 @@ def extract_source(source: Source, root: Path, config: ExtractConfig) -> Path:
             small = thumbnail(frame.image)
             changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
             before = small
+        digest = source.identity(once.sha256)
         cuts = sorted(joints.union(find_cuts(np.array(changes))))
         meta = {"source": source.name, "sha256": digest, "size": image.size, "times": times, "cuts": cuts}
         archive.writestr(_META, json.dumps({**meta, "settings": asdict(config)}))
-    return path
+    return place()
 
 
 def find_store(source: Source, root: Path, config: ExtractConfig) -> Path | None:
     """Return the store of a source, if it is there and the source need not be read to know it."""
+    digest = _recalled(source)
+    path = _place(digest, root, config) if digest else None
+    return path if path and path.exists() else None
+
+
+def _recalled(source: Source) -> str | None:
     try:
-        path = _place(source.identity(recalled_sha256), root, config)
+        return source.identity(recalled_sha256)
     except (NotRememberedError, InputError):
         return None
-    return path if path.exists() else None
 
 
 def _place(digest: str, root: Path, config: ExtractConfig) -> Path:

@@ -6,6 +6,7 @@ A folder has no clock: how many frames were taken a second has to be told.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,11 @@ _PICTURES = IMAGE_SUFFIXES - VIDEO_SUFFIXES
 class FrameFolder(Counted):
     """The pictures of a folder."""
 
+    @property
+    def read_whole(self) -> bool:
+        """Its files are."""
+        return True
+
     def identity(self, digest: Digest = sha256) -> str:
         """Return the SHA-256 of the pictures, in order, and of their rate."""
         with reading(self.path):
@@ -32,8 +38,11 @@ class FrameFolder(Counted):
     def pictures(self, keeps: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray]]:
         """Read the pictures."""
         for number, file in enumerate(self._files()):
-            if keeps(number):
-                yield number, np.asarray(open_image(file))
+            if not keeps(number):
+                continue
+            with reading(file), self.opener(file) if self.opener else nullcontext() as opened:
+                picture = np.asarray(open_image(file, opened))
+            yield number, picture
 
     def info(self) -> VideoInfo:
         """Count the pictures and read the first."""

@@ -59,9 +59,15 @@ class Episode(Source):
 
 @dataclass(frozen=True)
 class VideoEpisode(Episode):
-    """A stretch of an mp4, which begins at `begin` seconds of its clock."""
+    """A stretch of an mp4, which begins at `begin` seconds of its clock, or all of it."""
 
     begin: float = 0.0
+    alone: bool = False
+
+    @property
+    def read_whole(self) -> bool:
+        """Whether it is alone in the mp4."""
+        return self.alone
 
     def identity(self, digest: Digest = sha256) -> str:
         """Return the SHA-256 of the mp4 and the stretch."""
@@ -72,7 +78,7 @@ class VideoEpisode(Episode):
         """Decode the stretch: half a frame before its first frame to half a frame before the next episode's."""
         begin, end = ((self.begin * self.fps + frame - 0.5) / self.fps for frame in (0, self.length))
         with self._named():
-            yield from read_frames(self.file, min_interval, (begin, end))
+            yield from read_frames(self.file, min_interval, (begin, end), self.opener)
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,8 @@ def _source(path: Path, info: dict[str, Any], fps: float, camera: str, row: dict
             f"{path / 'meta'} says of episode {number} that it has {length} frames, and that {camera} shows it for "
             f"{seconds:g} s, which are {seconds * fps:g} frames at {fps:g} a second; restore its tables"
         )
-    return VideoEpisode(*where, **facts, size=(width, height), begin=begin)
+    alone = f"{prefix}from_timestamp" not in row
+    return VideoEpisode(*where, **facts, size=(width, height), begin=begin, alone=alone)
 
 
 def _episodes_2(path: Path, cameras: Iterable[str]) -> Iterator[dict[str, Any]]:

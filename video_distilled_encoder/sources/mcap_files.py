@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from video_distilled_encoder.errors import InputError, first_line, import_extra
-from video_distilled_encoder.files import reading
+from video_distilled_encoder.files import Opener, reading
 from video_distilled_encoder.sources.source import Asked, Found, begins_with
 from video_distilled_encoder.sources.topics import Topic, find_topics
 
@@ -20,11 +20,16 @@ _MAGIC = b"\x89MCAP0\r\n"
 class McapTopic(Topic):
     """A topic of an MCAP file."""
 
-    def messages(self) -> Iterator[tuple[int, bytes]]:
-        """Read the chunks that hold the topic, from front to back; their checksums are compared."""
-        with _opened(self.path) as reader:
-            for _, _, message in _messages(reader, [self.camera]):
-                yield message.log_time, message.data
+    @property
+    def read_whole(self) -> bool:
+        """The file is."""
+        return True
+
+    def recorded(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Read the chunks that hold the topics, from front to back; their checksums are compared."""
+        with _opened(self.path, self.opener) as reader:
+            for _, channel, message in _messages(reader, list(topics)):
+                yield channel.topic, message.log_time, message.data
 
 
 def recognises(path: Path) -> bool:
@@ -73,9 +78,9 @@ def _messages(reader: Any, topics: list[str] | None) -> Iterable[tuple[Any, Any,
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, opener: Opener | None = None) -> Iterator[Any]:
     mcap = import_extra("mcap.reader", "robot")
-    with reading(path), path.open("rb") as file:
+    with reading(path), opener(path) if opener else path.open("rb") as file:
         try:
             yield mcap.make_reader(file, validate_crcs=True)
         except (OSError, InputError):

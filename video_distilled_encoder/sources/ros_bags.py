@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ _METADATA = "metadata.yaml"
 class BagTopic(Topic):
     """A topic of a bag."""
 
-    def messages(self) -> Iterator[tuple[int, bytes]]:
+    def recorded(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """Read the messages in the order of their recording."""
         with _opened(self.path) as bag:
-            connections = [connection for connection in bag.connections if connection.topic == self.camera]
-            for _, logged, content in bag.messages(connections):
-                yield logged, content
+            connections = [connection for connection in bag.connections if connection.topic in topics]
+            for connection, logged, content in bag.messages(connections):
+                yield connection.topic, logged, content
 
 
 def recognises(path: Path) -> bool:

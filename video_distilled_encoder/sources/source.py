@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.files import sha256
+from video_distilled_encoder.files import Opener, sha256
 from video_distilled_encoder.video import VideoFrame, VideoInfo
 
+_S = TypeVar("_S", bound="Source")
+_T = TypeVar("_T")
 Digest = Callable[..., str]
 """Returns the hexadecimal SHA-256 of a file's content, of several one of all (`files.sha256`)."""
 
@@ -29,6 +33,26 @@ class Source(ABC):
     """What clips are balanced by: the folder of a video, the camera of a data set."""
     camera: str = field(default="", kw_only=True)
     episode: int | None = field(default=None, kw_only=True)
+    opener: Opener | None = field(default=None, init=False, compare=False, repr=False)
+    in_one_pass: ClassVar[bool] = False
+    """Whether all sources of a path are read at once by `together`, and else one by one."""
+
+    @property
+    def read_whole(self) -> bool:
+        """Whether `frames` reads the files that `identity` is taken of, and opens them by `opener` if there is one."""
+        return False
+
+    def having(self: _S, **changes: Any) -> _S:
+        """Return the same source with an `opener`, or another attribute that it is the same with."""
+        source = copy.copy(self)
+        for name, value in changes.items():
+            object.__setattr__(source, name, value)
+        return source
+
+    @classmethod
+    def together(cls, sources: Sequence[Any], use: Callable[[Any], _T]) -> list[_T]:
+        """Return what a function makes of each of several sources, which have one path and one opener."""
+        return [use(source) for source in sources]
 
     def __str__(self) -> str:
         camera = f", {self.camera}" if self.camera else ""

@@ -10,14 +10,16 @@ import json
 import struct
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from heapq import heappop, heappush
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import Full, Queue
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,6 +37,7 @@ from video_distilled_encoder.sources.protobuf import read_fields
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, identity_of
 from video_distilled_encoder.video import Pace, VideoFrame, VideoInfo
 
+_T = TypeVar("_T")
 _KINDS = {
     **{f"sensor_msgs/{name}": name for name in ("CompressedImage", "Image")},
     **{
@@ -45,6 +48,8 @@ _KINDS = {
 }
 _WRITTEN = ("cdr", "ros1", "protobuf", "json")
 _CODECS = {"h264": "h264", "h265": "hevc", "hevc": "hevc", "vp9": "vp9", "av1": "av1"}
+_AHEAD = 4
+"""Messages of a topic that are read before they are wanted."""
 _HELD = 16
 """Messages that wait until none that was taken before them can come."""
 _BACK = 1_000_000_000
@@ -125,10 +130,29 @@ class Topic(Source):
     kind: str
     written: str
     count: int
+    feed: Feed | None = field(default=None, compare=False, repr=False)
+    """What gives the messages, if another reads the recording."""
+    in_one_pass: ClassVar[bool] = True
 
     @abstractmethod
-    def messages(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the messages in the order they were recorded in: nanoseconds of that, and content."""
+    def recorded(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Yield the messages of some topics in the order of recording: topic, nanoseconds of that, and content."""
+
+    @classmethod
+    def together(cls, sources: Sequence[Any], use: Callable[[Any], _T]) -> list[_T]:
+        """Read the recording once, and let each topic be used in a thread of its own."""
+        feeds = [Feed() for _ in sources]
+
+        def follow(topic: Topic, feed: Feed) -> _T:
+            try:
+                return use(topic.having(feed=feed))
+            finally:
+                feed.close()
+
+        with ThreadPoolExecutor(len(feeds)) as pool:
+            jobs = [pool.submit(follow, topic, feed) for topic, feed in zip(sources, feeds, strict=True)]
+            _distribute(sources[0], {topic.camera: feed for topic, feed in zip(sources, feeds, strict=True)})
+        return [job.result() for job in jobs]
 
     def identity(self, digest: Digest = sha256) -> str:
         """Return the SHA-256 of the files and the topic."""
@@ -178,7 +202,7 @@ class Topic(Source):
         """Yield messages and the nanoseconds of their capture, or, where the first tells none, of their recording."""
         stamped = None
         number = -1
-        for number, (logged, content) in enumerate(self.messages()):
+        for number, (logged, content) in enumerate(self.feed or self._alone()):
             with self._named(number):
                 message = parse(self.kind, self.written, content)
             stamped = bool(message.stamp) if stamped is None else stamped
@@ -186,12 +210,54 @@ class Topic(Source):
         if number + 1 != self.count:
             raise InputError(f"{self}: it holds {number + 1} messages, and its index tells {self.count}; it is damaged")
 
+    def _alone(self) -> Iterator[tuple[int, bytes]]:
+        return ((logged, content) for _, logged, content in self.recorded([self.camera]))
+
     @contextmanager
     def _named(self, number: int) -> Iterator[None]:
         try:
             yield
         except InputError as error:
             raise InputError(f"{self}, message {number}: {error}") from error
+
+
+def _distribute(topic: Topic, feeds: dict[str, Feed]) -> None:
+    """Read a topic's recording and hand the messages to whom they are for, until no one wants more."""
+    end: BaseException | None = None
+    try:
+        for name, logged, content in topic.recorded(feeds):
+            feeds[name].put((logged, content))
+            if all(feed.closed for feed in feeds.values()):
+                break
+    except BaseException as error:
+        end = error
+    for feed in feeds.values():
+        feed.put(end)
+
+
+class Feed:
+    """A topic's messages as one thread reads them for another, a few ahead."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._queue: Queue[tuple[int, bytes] | BaseException | None] = Queue(_AHEAD)
+
+    def put(self, item: tuple[int, bytes] | BaseException | None) -> None:
+        """Hand over a message, what went wrong, or None at the end; wait while there are enough."""
+        while not self.closed:
+            with suppress(Full):
+                return self._queue.put(item, timeout=0.1)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the messages."""
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Want no more."""
+        self.closed = True
 
 
 _Item = tuple[int, int, Callable[[], np.ndarray]]

@@ -16,6 +16,11 @@ class VideoFile(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path, path.name, str(path.parent))
 
+    @property
+    def read_whole(self) -> bool:
+        """It is."""
+        return True
+
     def identity(self, digest: Digest = sha256) -> str:
         """Return the SHA-256 of the file."""
         with reading(self.path):
@@ -23,7 +28,7 @@ class VideoFile(Source):
 
     def frames(self, min_interval: float = 0.0) -> Iterator[VideoFrame]:
         """Decode the file."""
-        return read_frames(self.path, min_interval)
+        return read_frames(self.path, min_interval, opener=self.opener)
 
     def info(self) -> VideoInfo:
         """Read the header."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,6 +133,63 @@ def process_of_rank(rank, launcher):
         if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
             return int(child)
     raise AssertionError(f"no process of rank {rank}")
+
+
+def machines(port, data, frames, out):
+    """Start a run on two machines, of a process each, that share a folder of frame stores."""
+    for number in range(2):
+        launcher = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}", "--master-addr=127.0.0.1"]
+        words = ["-m", "torch.distributed.run", *launcher, f"--master-port={port}", "-m", "training.pretrain"]
+        options = ["--data", data, "--frames", frames, "--out", out, *SETTINGS[:2], "--run.device=cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        yield subprocess.Popen(
+            [sys.executable, *map(str, [*words, *options])], cwd=ROOT, env=environment, text=True, **pipes
+        )
+
+
+def free_port():
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def test_machines_share_the_extraction_and_go_on_when_one_was_killed(tmp_path, make_video):
+    for number in range(8):
+        make_video(f"videos/{number}.mp4", seconds=4 + number / 2, fps=30, size=(640, 480))
+    frames, out = tmp_path / "frames", tmp_path / "run"
+    jobs = list(machines(free_port(), tmp_path / "videos", frames, out))
+    try:
+        begun, deadline = set(), time.monotonic() + 120
+        while len(begun) < 2:
+            assert time.monotonic() < deadline
+            assert all(job.poll() is None for job in jobs), [job.communicate()[1] for job in jobs if job.poll()]
+            begun = {parent(int(file.name.split(".")[1])) for file in frames.rglob(".*.zip")} - {None}
+            time.sleep(0.02)
+        killed = process_of_rank(1, jobs[1].pid)
+        assert killed in begun
+        os.kill(killed, signal.SIGKILL)
+        assert all(job.wait(120) for job in jobs)
+    finally:
+        for job in jobs:
+            job.kill()
+    stores = {store: store.stat().st_mtime_ns for store in frames.rglob("[!.]*.zip")}
+    assert stores
+    jobs = list(machines(free_port(), tmp_path / "videos", frames, out))
+    errors = [job.communicate(timeout=200)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    whole = {store: store.stat().st_mtime_ns for store in frames.rglob("[!.]*.zip")}
+    assert len(whole) == 8
+    assert stores.items() <= whole.items()
+    assert (out / "encoder" / "model.safetensors").exists()
+
+
+def parent(process):
+    """Return the process that started an extracting one, as the system tells, or None if that has ended."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None
 
 
 def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, tmp_path):

@@ -1,5 +1,9 @@
+import base64
+import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from training.data.clips import ClipIndex, ClipsConfig
 from training.data.extraction import extract_all
-from training.data.frame_store import ExtractConfig, FrameStore, extract_source, open_stores
+from training.data.frame_store import ExtractConfig, FrameStore, extract_source, extract_sources, open_stores
 from training.extract import main
 from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.files import sha256
+from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked
 from video_distilled_encoder.sources.video_files import VideoFile
-from video_distilled_encoder.video import read_frames
-
-ROOT = Path(__file__).parents[3]
+from video_distilled_encoder.video import read_frames, write_video
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,7 +75,7 @@ def test_unreadable_videos_stop_or_are_left_out_and_leave_nothing(clip, tmp_path
         extract_all([bad], tmp_path / "frames", ExtractConfig(), skip_unreadable=True)
 
 
-def die(video, root, config):
+def die(videos, root, config):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -79,15 +83,15 @@ def test_a_time_that_is_over_and_a_process_that_was_ended_are_one_sentence(clip,
     videos = [clip, make_video()]
     with pytest.raises(InputError, match="the time was over when 0 of 2 videos were extracted"):
         extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=1, deadline=time.monotonic() - 1)
-    monkeypatch.setattr("training.data.extraction.extract_source", die)
+    monkeypatch.setattr("training.data.extraction.extract_sources", die)
     with pytest.raises(InputError, match=r"a process was ended from outside.* while videos were extracted"):
         extract_all(videos, tmp_path / "frames", ExtractConfig(), workers=2)
 
 
-def die_of_one(video, root, config):
-    if video.name == "killer.mp4":
+def die_of_one(videos, root, config):
+    if videos[0].name == "killer.mp4":
         os.kill(os.getpid(), signal.SIGKILL)
-    return extract_source(video, root, config)
+    return extract_sources(videos, root, config)
 
 
 def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp_path, make_video, monkeypatch, capsys):
@@ -95,7 +99,7 @@ def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp
     for number, name in enumerate(names):
         make_video(f"videos/{name}", seconds=0.3 + 0.1 * number)
     monkeypatch.syspath_prepend(Path(__file__).parents[3])  # from where the processes import `die_of_one`
-    monkeypatch.setattr("training.data.extraction.extract_source", die_of_one)
+    monkeypatch.setattr("training.data.extraction.extract_sources", die_of_one)
     where = [tmp_path / "videos"], tmp_path / "frames", ExtractConfig()
     stores = extract_all(*where, workers=2, skip_unreadable=True)
     assert [FrameStore(store).source for store in stores] == ["a.mp4", "z.mp4"]
@@ -119,7 +123,100 @@ def test_what_was_extracted_is_found_without_reading_it_again(tmp_path, make_vid
     assert extract_all(videos[:2], *where, workers=1) == before
     assert seen == []
     assert list(extract_all(videos, *where, workers=1))[:2] == list(before)
-    assert seen == [videos[2]] * 2
+    assert seen == [videos[2]]  # for its frames; the digest is taken on the way
+
+
+def bytes_read():
+    """Return how many bytes this process has asked the system for, as the system counts them."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def noise(seed, size=(96, 128)):
+    return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def in_file(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_mcap(path, topics):
+    """Write pictures, a list a topic, in the order of their times: of topic i number n at n / 20 + i / 100 s."""
+    writer = pytest.importorskip("mcap.writer")
+    with path.open("wb") as file:
+        out = writer.Writer(file, chunk_size=50_000)
+        out.start()
+        schema = out.register_schema("foxglove.CompressedImage", "jsonschema", b"{}")
+        channels = [out.register_channel(f"/{name}", "json", schema) for name in topics]
+        times = [(n / 20 + i / 100, i, n) for i, pictures in enumerate(topics.values()) for n in range(len(pictures))]
+        for time_s, i, n in sorted(times):
+            stamp = round(1e9 * (1000 + time_s))
+            said = {"timestamp": {"sec": stamp // 10**9, "nsec": stamp % 10**9}, "format": "jpeg"}
+            said["data"] = base64.b64encode(list(topics.values())[i][n]).decode()
+            out.add_message(channels[i], stamp, json.dumps(said).encode(), stamp)
+        out.finish()
+
+
+def make_video_of_noise(path):
+    write_video(path, [noise(number, (144, 192)) for number in range(40)], 20)
+
+
+def make_recording(path):
+    write_mcap(path, {name: [in_file(noise([number, seed])) for number in range(40)] for seed, name in enumerate("ab")})
+
+
+def make_folder(path):
+    path.mkdir()
+    for number in range(40):
+        (path / f"{number}.jpg").write_bytes(in_file(noise(number)))
+
+
+KINDS = {"x.mp4": make_video_of_noise, "x.mcap": make_recording, "x": make_folder}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_first_extraction_reads_a_file_once_and_a_copy_is_not_decoded(name, tmp_path, monkeypatch):
+    place = tmp_path / name
+    KINDS[name](place)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    age(*files)
+    size = sum(file.stat().st_size for file in files)
+    assert size > 500_000
+    asked, where = Asked(fps=20), (tmp_path / "frames", ExtractConfig())
+    sources = find_sources([place], asked)
+    before = bytes_read()
+    stores = [path for path in extract_sources(sources, *where) if path.exists()]
+    # a note, the index and what FFmpeg looks at first are read besides
+    assert bytes_read() - before < 1.2 * size + 100_000
+    assert [store.stem for store in stores] == [source.identity()[:16] for source in sources]
+    if name == "x.mp4":
+        assert stores[0].stem == hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+    assert all(len(FrameStore(store)) == 40 for store in stores)
+    monkeypatch.setattr(type(sources[0]), "frames", None)
+    assert list(extract_all([place], *where, asked=asked, workers=1)) == stores
+    copy = tmp_path / "copies" / f"other{place.suffix}"
+    (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path.joinpath("copies").mkdir() or copy)
+    assert list(extract_all([copy], *where, asked=asked, workers=1)) == stores
+
+
+def test_cameras_of_a_recording_are_extracted_in_one_pass_as_they_are_one_by_one(tmp_path):
+    pictures = {name: [in_file(noise([number, seed])) for number in range(30)] for seed, name in enumerate("abc")}
+    pictures["b"][7] = pictures["b"][7][:-600]
+    pictures["c"] = pictures["c"][:4]
+    write_mcap(tmp_path / "x.mcap", pictures)
+    sources = find_sources([tmp_path / "x.mcap"])
+    a, b, c = extract_sources(sources, tmp_path / "together", ExtractConfig())
+    assert re.search("x.mcap, /b, message 7: .*damaged", str(b))
+    for path, source in ((a, sources[0]), (c, sources[2])):
+        one, other = FrameStore(path), FrameStore(extract_source(source, tmp_path / "apart", ExtractConfig()))
+        assert (one.source, one.path.name) == (other.source, other.path.name)
+        assert one.times.tolist() == other.times.tolist()
+        assert all(np.array_equal(one.read(number), other.read(number)) for number in range(len(one)))
+    assert len(FrameStore(a)) == 30
+    with pytest.raises(InputError, match="message 7"):
+        extract_all([tmp_path / "x.mcap"], tmp_path / "frames", ExtractConfig(), workers=2)
+    assert len(list((tmp_path / "frames").rglob("*.zip"))) == 2
 
 
 def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path, make_video):

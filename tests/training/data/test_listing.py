@@ -1,5 +1,10 @@
+import base64
+import io
 import json
+import re
+import shlex
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +73,67 @@ def test_what_is_asked_for_is_extracted_and_no_clip_leaves_its_episode(run_comma
     assert len(ClipIndex(episodes, ClipsConfig(3, 0.5), 0).frames) == 14 + 16 - 2 * 10
     assert "3 frame stores" in capsys.readouterr().out
     assert "must be positive" in run_command(main, recordings, "--source-fps", 0)
+
+
+@pytest.fixture
+def one_of_each(make_video, lerobot, aloha, tmp_path):
+    """Return a recording of each row of README's table, by a word of the row, and how many stores its command makes."""
+    make_video("my-videos/a.mp4")
+    (tmp_path / "recordings").mkdir()
+    with (tmp_path / "recordings" / "x.mcap").open("wb") as file:
+        out = pytest.importorskip("mcap.writer").Writer(file)
+        out.start()
+        schema = out.register_schema("foxglove.CompressedImage", "jsonschema", b"{}")
+        for camera in ("/wrist/image", "/front/image"):
+            channel = out.register_channel(camera, "json", schema)
+            for number in range(3):
+                said = {"timestamp": {"sec": 1000 + number, "nsec": 0}, "format": "png"}
+                said["data"] = base64.b64encode(picture(number)).decode()
+                out.add_message(channel, number, json.dumps(said).encode(), number)
+        out.finish()
+    root = tmp_path / "bridge" / "1.0.0"
+    root.mkdir(parents=True)
+    image = {"image": {"shape": {"dimensions": ["32", "48", "3"]}, "dtype": "uint8"}}
+    step = {"featuresDict": {"features": {"observation": {"featuresDict": {"features": {"top": image}}}}}}
+    features = {"featuresDict": {"features": {"steps": {"sequence": {"feature": step}}}}}
+    (root / "features.json").write_text(json.dumps(features))
+    facts = {"name": "bridge", "splits": [{"name": "train", "shardLengths": ["1"]}]}
+    (root / "dataset_info.json").write_text(json.dumps(facts))
+    out = pytest.importorskip("tfrecord").TFRecordWriter(str(root / "bridge-train.tfrecord-00000-of-00001"))
+    out.write({"steps/observation/top": ([picture(number) for number in range(3)], "byte")})
+    out.close()
+    (tmp_path / "my-frames").mkdir()
+    for number in range(4):
+        (tmp_path / "my-frames" / f"{number}.png").write_bytes(picture(number))
+    return {
+        "my-videos/": (tmp_path / "my-videos", 1),
+        "my-dataset/": (lerobot, 3),
+        "recordings/": (tmp_path / "recordings", 1),
+        "episodes/": (aloha, 6),
+        "bridge/1.0.0/": (root, 1),
+        "my-frames/": (tmp_path / "my-frames", 1),
+    }
+
+
+def picture(number):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((32, 48, 3), 60 * number, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:of what is in")
+def test_the_commands_of_the_readme_do_what_it_says(run_command, one_of_each, tmp_path, capsys):
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    table = readme.split("| recordings | command |", 1)[1].split("\n\n", 1)[0]
+    commands = re.findall(r"`python -m training\.extract ([^`]*)`", table)
+    assert [shlex.split(command)[0] for command in commands] == list(one_of_each)
+    for command in commands:
+        place, *options = shlex.split(command)
+        path, count = one_of_each[place]
+        frames = tmp_path / "stores" / place
+        assert run_command(main, path, *options, "--frames", frames, "--workers", 1) is None
+        assert f"{count} frame stores" in capsys.readouterr().out
+        assert all(len(FrameStore(store)) for store in frames.rglob("*.zip"))
 
 
 def test_ranges():

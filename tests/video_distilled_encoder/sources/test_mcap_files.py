@@ -222,6 +222,40 @@ def test_a_long_recording_is_read_in_little_memory(coded, tmp_path):
     assert peak < 5_000_000  # of 9,600,000 bytes
 
 
+def test_topics_that_are_read_together_hold_little_though_one_comes_after_the_other(coded, tmp_path):
+    image = coded.picture(0, 0, 0)
+    ros2 = pytest.importorskip("mcap_ros2.writer")
+    with (tmp_path / "x.mcap").open("wb") as file, ros2.Writer(file) as out:
+        schema = out.register_msgdef("sensor_msgs/msg/Image", DEFINITIONS["sensor_msgs/msg/Image"])
+        for number in range(2000):
+            stamp = START + round(number * INTERVAL * 1e9)
+            said = {"header": {"stamp": seconds(stamp), "frame_id": ""}, **Ros2("Image").content(image, None)}
+            out.write_message(TOPICS[number // 1000], schema, said, log_time=stamp)
+    sources = find_sources([tmp_path / "x.mcap"])
+    tracemalloc.start()
+    counts = type(sources[0]).together(sources, lambda source: sum(1 for _ in source.frames()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts == [1000, 1000]
+    assert peak < 6_000_000  # of 19,200,000 bytes
+
+
+def test_who_wants_no_more_of_a_recording_does_not_hold_up_the_others(coded, tmp_path):
+    pictures = [coded.picture(0, 0, frame) for frame in range(30)]
+    Ros2("CompressedImage").write(tmp_path / "x.mcap", dict.fromkeys(TOPICS, pictures))
+    sources = find_sources([tmp_path / "x.mcap"])
+
+    def use(source):
+        return len(list(source.frames())) if source.camera == TOPICS[1] else next(source.frames()).time
+
+    assert type(sources[0]).together(sources, use) == [0.0, 30]
+    assert type(sources[0]).together(sources, lambda source: source.camera) == list(TOPICS)
+    whole = (tmp_path / "x.mcap").read_bytes()
+    (tmp_path / "x.mcap").write_bytes(whole[: len(whole) // 2] + bytes(8) + whole[len(whole) // 2 + 8 :])
+    with pytest.raises(InputError, match=r"x\.mcap is damaged"):
+        type(sources[0]).together(sources, lambda source: len(list(source.frames())))
+
+
 def test_depth_and_masks_are_left_out_and_named(coded, tmp_path):
     depth = io.BytesIO()
     Image.fromarray(np.full((48, 64), 1000, np.uint16)).save(depth, "PNG")
