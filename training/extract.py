@@ -8,11 +8,13 @@ with `--shard 0/8` to `--shard 7/8`, on one machine or many, into one folder on 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from training.common import distributed
 from training.common.cache import frame_stores
 from training.common.commands import command_parser, parse_shard
+from training.common.spread import spread
 from training.data.extraction import extract_together
 from training.data.frame_store import ExtractConfig
 from training.data.listing import describe
@@ -41,7 +43,8 @@ def main() -> None:
     args = parser.parse_args()
     asked = asked_of(args)
     if args.list:
-        print(describe(look_for_sources(args.paths, asked)))
+        each = partial(spread, workers=args.workers)
+        print(describe(look_for_sources(args.paths, asked, each), each))
         return
     config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)
     world = distributed.start("cpu")

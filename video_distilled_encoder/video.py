@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -54,7 +54,19 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         InputError: the file is missing, empty, damaged, or holds no video with time stamps.
     """
-    with _open(path) as container:
+    info = _probe(path, {"skip_frame": "all", **({"analyzeduration": "1"} if _is_mp4(path) else {})})
+    return info if info.width and info.fps else _probe(path, {})
+
+
+def _is_mp4(path: Path) -> bool:
+    """Return whether a file is an MP4, whose header tells all, so that nothing behind it need be looked at."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
+    return False
+
+
+def _probe(path: Path, options: dict[str, str]) -> VideoInfo:
+    with _open(path, options=options) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         seconds = float(container.duration or 0) / 1e6
@@ -249,7 +261,7 @@ def write_video(path: Path, images: Iterable[np.ndarray], fps: float) -> None:
 
 
 @contextmanager
-def _open(path: Path, opener: Opener | None = None) -> Iterator[Any]:
+def _open(path: Path, opener: Opener | None = None, options: dict[str, str] | None = None) -> Iterator[Any]:
     av = import_extra("av", "video")
     with ExitStack() as opened:
         with reading(path):
@@ -257,7 +269,7 @@ def _open(path: Path, opener: Opener | None = None) -> Iterator[Any]:
                 raise InputError(f"{path} is empty")
             file = opened.enter_context(opener(path)) if opener else _url(path)
             try:
-                container = opened.enter_context(av.open(file))
+                container = opened.enter_context(av.open(file, options=options))
             except OSError:
                 raise
             except av.error.FFmpegError as error:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from training.common import distributed, stop
 from training.common.distributed import World
 from training.common.machine import processors
+from training.common.spread import spread
 from training.data.frame_store import ExtractConfig, extract_sources, find_store
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
 from video_distilled_encoder.sources import find_sources
@@ -61,7 +62,7 @@ def extract_all(
         InputError: a video cannot be read, all others being extracted then, or none is left; or the time is over, or
             the process was asked to stop, or the stores cannot be written.
     """
-    found = find_sources(paths, asked)
+    found = find_sources(paths, asked, partial(spread, workers=workers))
     videos = found[len(found) * shard[0] // shard[1] : len(found) * (shard[0] + 1) // shard[1]]
     if not videos:
         return {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.sources import Each
 from video_distilled_encoder.sources.source import Found, Source
 from video_distilled_encoder.video import VideoInfo
 
@@ -32,15 +33,26 @@ class _Group:
         return name, str(len(self.infos)), episodes, f"{self.hours:.2f}", rates, sizes
 
 
-def describe(found: Found) -> str:
+def describe(found: Found, each: Each = map) -> str:
     """Return the groups of sources with their episodes, hours, rates and sizes, and what is left out and why.
 
     Lengths are those that tables and headers tell. Sources whose header cannot be read are named.
+
+    Args:
+        found: the sources.
+        each: `map`, or what does the same in several processes.
     """
     groups: dict[str, _Group] = defaultdict(_Group)
     damaged: list[str] = []
-    for source in dict.fromkeys(found.sources):
-        _add(source, groups, damaged)
+    sources = list(dict.fromkeys(found.sources))
+    for source, info in zip(sources, each(_info, sources), strict=True):
+        if isinstance(info, InputError):
+            damaged.append(str(info))
+            continue
+        group = groups[source.group]
+        group.infos.append(info)
+        if source.episode is not None:
+            group.episodes.append(source.episode)
     rows = [_HEAD, *(group.row(name) for name, group in groups.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -52,16 +64,11 @@ def describe(found: Found) -> str:
     return "\n".join(lines)
 
 
-def _add(source: Source, groups: dict[str, _Group], damaged: list[str]) -> None:
+def _info(source: Source) -> VideoInfo | InputError:
     try:
-        info = source.info()
+        return source.info()
     except InputError as error:
-        damaged.append(str(error))
-        return
-    group = groups[source.group]
-    group.infos.append(info)
-    if source.episode is not None:
-        group.episodes.append(source.episode)
+        return error
 
 
 def _few(words: Iterable[str]) -> str:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from video_distilled_encoder.errors import InputError, MissingExtra, warn
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.sources.source import Asked, Found, Source, Unreadable
 
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 _LAST = "video_files"
 """Takes any file, so it is asked when no other reader knows it."""
 _PICTURES = "frame_folders"
@@ -28,14 +30,19 @@ _NAMED = 5
 """So many of the things left out are named one by one."""
 
 
-def find_sources(paths: Iterable[Path], asked: Asked | None = None) -> list[Source]:
+def find_sources(paths: Iterable[Path], asked: Asked | None = None, each: Each = map) -> list[Source]:
     """Return the sources that paths hold; folders are searched. A warning names what is left out.
+
+    Args:
+        paths: files and folders.
+        asked: cameras and episodes, and the rate of what has no clock.
+        each: `map`, or what does the same in several processes.
 
     Raises:
         InputError: a path does not exist or holds no source, nothing of it is asked for, or the only data set there is
             damaged; of several, those that are damaged say so when they are read.
     """
-    found = look_for_sources(paths, asked)
+    found = look_for_sources(paths, asked, each)
     if found.left_out:
         more = len(found.left_out) - _NAMED
         lines = found.left_out[:_NAMED] + [f"and {more} more, which --list names"] * (more > 0)
@@ -43,22 +50,22 @@ def find_sources(paths: Iterable[Path], asked: Asked | None = None) -> list[Sour
     return found.sources
 
 
-def look_for_sources(paths: Iterable[Path], asked: Asked | None = None) -> Found:
+def look_for_sources(paths: Iterable[Path], asked: Asked | None = None, each: Each = map) -> Found:
     """Return the sources that paths hold, and what is left out.
 
     Raises:
         InputError: as `find_sources`.
     """
     asked = asked or Asked()
-    found, paths = Found([]), list(paths)
+    found, paths, places = Found([]), list(paths), []
     for path in paths:
-        places = find_files(path, VIDEO_SUFFIXES, known)
-        if not places:
+        inside = find_files(path, VIDEO_SUFFIXES, known)
+        if not inside:
             raise InputError(f"the directory {path} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
-        for place in places:
-            here = _find(place, asked, alone=len(paths) == len(places) == 1)
-            found.sources += here.sources
-            found.left_out += here.left_out
+        places += inside
+    for here in each(partial(_find, asked=asked, alone=len(places) == 1), places):
+        found.sources += here.sources
+        found.left_out += here.left_out
     where = ", ".join(map(str, paths))
     if not found.sources:
         raise InputError(f"nothing is left to read in {where}: {'; '.join(found.left_out[:_NAMED])}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ class McapTopic(Topic):
     def recorded(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """Read the chunks that hold the topics, from front to back; their checksums are compared."""
         with _opened(self.path, self.opener) as reader:
-            for _, channel, message in _messages(reader, list(topics)):
-                yield channel.topic, message.log_time, message.data
+            yield from _recorded(reader, topics)
 
 
 def recognises(path: Path) -> bool:
@@ -44,7 +44,7 @@ def find(path: Path, asked: Asked) -> Found:
         InputError: the file is damaged, or was not written to its end.
     """
     with _opened(path) as reader:
-        return find_topics(McapTopic, path, (path,), _topics(reader), asked)
+        return find_topics(McapTopic, path, (path,), _topics(reader), partial(_recorded, reader), asked)
 
 
 def _topics(reader: Any) -> Iterable[tuple[str, str, str, int]]:
@@ -63,6 +63,11 @@ def _topics(reader: Any) -> Iterable[tuple[str, str, str, int]]:
     for schema, channel, count in seen.values():
         if schema:
             yield channel.topic, schema.name, channel.message_encoding, count
+
+
+def _recorded(reader: Any, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    for _, channel, message in _messages(reader, list(topics)):
+        yield channel.topic, message.log_time, message.data
 
 
 def _messages(reader: Any, topics: list[str] | None) -> Iterable[tuple[Any, Any, Any]]:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ class BagTopic(Topic):
     def recorded(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """Read the messages in the order of their recording."""
         with _opened(self.path) as bag:
-            connections = [connection for connection in bag.connections if connection.topic in topics]
-            for connection, logged, content in bag.messages(connections):
-                yield connection.topic, logged, content
+            yield from _recorded(bag, topics)
 
 
 def recognises(path: Path) -> bool:
@@ -52,7 +51,13 @@ def find(path: Path, asked: Asked) -> Found:
     files = tuple(sorted(file for file in path.iterdir() if file.is_file())) if path.is_dir() else (path,)
     with _opened(path) as bag:
         rows = [(each.topic, each.msgtype, written, each.msgcount) for each in bag.connections]
-        return find_topics(BagTopic, path, files, rows, asked)
+        return find_topics(BagTopic, path, files, rows, partial(_recorded, bag), asked)
+
+
+def _recorded(bag: Any, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    connections = [connection for connection in bag.connections if connection.topic in topics]
+    for connection, logged, content in bag.messages(connections):
+        yield connection.topic, logged, content
 
 
 @contextmanager

@@ -52,6 +52,8 @@ _AHEAD = 4
 """Messages of a topic that are read before they are wanted."""
 _HELD = 16
 """Messages that wait until none that was taken before them can come."""
+_LATE = 4
+"""Times the messages that are looked at first; topics that begin behind them are looked at by themselves."""
 _BACK = 1_000_000_000
 """Nanoseconds that a clock may go back before it is taken to have been set."""
 _PAUSE = 5
@@ -130,8 +132,10 @@ class Topic(Source):
     kind: str
     written: str
     count: int
-    feed: Feed | None = field(default=None, compare=False, repr=False)
+    feed: Iterable[tuple[int, bytes]] | None = field(default=None, compare=False, repr=False)
     """What gives the messages, if another reads the recording."""
+    known: VideoInfo | None = field(default=None, compare=False, repr=False)
+    """What the first messages say, if they were read."""
     in_one_pass: ClassVar[bool] = True
 
     @abstractmethod
@@ -161,6 +165,8 @@ class Topic(Source):
 
     def info(self) -> VideoInfo:
         """Return what the first messages say; a rate is that of the captures between them."""
+        if self.known:
+            return self.known
         first = list(islice(self._read(), _HELD))
         usual = _usual(stamp for stamp, _ in first)
         message = first[0][1]
@@ -170,6 +176,12 @@ class Topic(Source):
             with self._named(0):
                 size = message.size
         return VideoInfo(*size, 1e9 / usual if usual else 0.0, self.count)
+
+    def told(self) -> VideoInfo | None:
+        """Return what `info` does of pictures in messages, unless they are damaged, as whoever reads them learns."""
+        with suppress(InputError):
+            return None if next(self._read())[1].codec else self.info()
+        return None
 
     def why_left_out(self) -> str:
         """Return why its pictures are not read; "" if they are, or the first is damaged, as whoever reads it learns."""
@@ -275,7 +287,12 @@ class _Moment(NamedTuple):
 
 
 def find_topics(
-    kind: type[Topic], path: Path, files: tuple[Path, ...], rows: Iterable[tuple[str, str, str, int]], asked: Asked
+    kind: type[Topic],
+    path: Path,
+    files: tuple[Path, ...],
+    rows: Iterable[tuple[str, str, str, int]],
+    recorded: Callable[[Collection[str]], Iterable[tuple[str, int, bytes]]],
+    asked: Asked,
 ) -> Found:
     """Return the topics of a recording whose pictures are read, by name, and why others are not.
 
@@ -284,6 +301,7 @@ def find_topics(
         path: the recording.
         files: its files, in their order.
         rows: name, type, writing and number of messages of its channels; a topic may have several.
+        recorded: what reads it, `Topic.recorded` with the recording open.
         asked: cameras that are asked for.
     """
     cameras: dict[str, Topic] = {}
@@ -306,15 +324,34 @@ def find_topics(
             written=written,
             count=before + count,
         )
-    for _, topic in sorted(cameras.items()):
-        why = "no messages" if not topic.count else why_left_out(topic.camera, asked.cameras) or topic.why_left_out()
+    beginnings = _beginnings({name: min(topic.count, _HELD) for name, topic in cameras.items()}, recorded)
+    for name, topic in sorted(cameras.items()):
+        begun = topic.having(feed=beginnings[name]) if name in beginnings else topic
+        why = "no messages" if not topic.count else why_left_out(topic.camera, asked.cameras) or begun.why_left_out()
         if why:
             found.left_out.append(f"{topic}: {why}")
         else:
-            found.sources.append(topic)
+            found.sources.append(topic.having(known=begun.told()) if begun is not topic else topic)
     if not cameras and not found.left_out:
         found.left_out.append(f"{path}: no topic of pictures")
     return found
+
+
+def _beginnings(
+    wanted: dict[str, int], recorded: Callable[[Collection[str]], Iterable[tuple[str, int, bytes]]]
+) -> dict[str, list[tuple[int, bytes]]]:
+    """Return the first messages of topics, so many of each; none of those that come late, or not undamaged."""
+    begun: dict[str, list[tuple[int, bytes]]] = {name: [] for name, count in wanted.items() if count}
+    left = sum(wanted.values())
+    # whoever reads it learns of the damage
+    with suppress(Exception):
+        for name, logged, content in islice(recorded(begun) if begun else (), _LATE * left):
+            if len(begun[name]) < wanted[name]:
+                begun[name].append((logged, content))
+                left -= 1
+            if not left:
+                break
+    return {name: messages for name, messages in begun.items() if len(messages) == wanted[name]}
 
 
 def parse(kind: str, written: str, content: bytes) -> Message:
