@@ -9,7 +9,7 @@ import pytest
 
 from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.sources import find_sources
-from video_distilled_encoder.video import _Clock, probe, read_frames, write_video
+from video_distilled_encoder.video import _Clock, _probe, probe, read_frames, write_video
 
 
 def test_frames_and_times_of_a_real_clip(clip):
@@ -128,6 +128,31 @@ def encode(path, container, codec, stamps, size=(64, 48), picture=None, **option
             target.mux(stream.encode(frame))
         target.mux(stream.encode())
     return path
+
+
+CONTAINERS = [
+    *(("mp4", codec) for codec in ("libx264", "libx265", "libsvtav1", "mpeg4")),
+    *(("mov", codec) for codec in ("libx264", "mjpeg")),
+    *(("mkv", codec) for codec in ("libx264", "libvpx-vp9")),
+    *[("webm", "libsvtav1"), ("avi", "mpeg4"), ("avi", "mjpeg"), ("ts", "libx264"), ("ts", "mpeg2video")],
+    *[("mpg", "mpeg2video"), ("flv", "libx264"), ("gif", "gif")],
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), CONTAINERS)
+@pytest.mark.parametrize("stamps", [range(30), [0, 1, 2, 5, 9, 10, 11, 30, 31, 32, 60]], ids=["steady", "varying"])
+def test_a_header_says_without_decoding_what_it_does_with(tmp_path, suffix, codec, stamps):
+    path = tmp_path / f"x.{suffix}"
+    try:
+        encode(path, None, codec, stamps)
+    except (av.error.FFmpegError, ValueError):
+        pytest.skip(f"{codec} does not go into {suffix} here")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        expected = stream.width, stream.height, float(stream.average_rate)
+    info = probe(path)
+    assert (info.width, info.height, info.fps) == expected
+    assert info == _probe(path, {})
 
 
 @pytest.mark.parametrize("first", [12, 54], ids=["at a key frame", "between two"])

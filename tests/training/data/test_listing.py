@@ -3,17 +3,23 @@ import io
 import json
 import re
 import shlex
+import shutil
 from argparse import ArgumentTypeError
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from training.common.spread import spread
 from training.data.clips import ClipIndex, ClipsConfig
 from training.data.frame_store import FrameStore
+from training.data.listing import describe
 from training.extract import main
+from video_distilled_encoder.sources import look_for_sources
 from video_distilled_encoder.sources.options import parse_range
+from video_distilled_encoder.sources.source import Asked
 
 
 @pytest.fixture
@@ -134,6 +140,41 @@ def test_the_commands_of_the_readme_do_what_it_says(run_command, one_of_each, tm
         assert run_command(main, path, *options, "--frames", frames, "--workers", 1) is None
         assert f"{count} frame stores" in capsys.readouterr().out
         assert all(len(FrameStore(store)) for store in frames.rglob("*.zip"))
+
+
+def test_many_files_are_looked_at_once_each_and_by_several_processes_alike(tmp_path, monkeypatch, make_video, aloha):
+    rosbag1 = pytest.importorskip("rosbags.rosbag1")
+    typesys = pytest.importorskip("rosbags.typesys")
+    store = typesys.get_typestore(typesys.Stores.ROS1_NOETIC)
+    kind = "sensor_msgs/msg/CompressedImage"
+    with rosbag1.Writer(tmp_path / "0.bag") as bag:
+        for topic in ("/left", "/right"):
+            channel = bag.add_connection(topic, kind, typestore=store)
+            for number in range(4):
+                moment = store.types["builtin_interfaces/msg/Time"](sec=1000 + number, nanosec=0)
+                header = store.types["std_msgs/msg/Header"](seq=number, stamp=moment, frame_id="")
+                data = np.frombuffer(picture(number), np.uint8)
+                said = store.types[kind](header=header, format="png", data=data)
+                bag.write(channel, 10**12 + number, store.serialize_ros1(said, kind))
+    video = make_video("0.mp4")
+    for number in range(1, 30):
+        shutil.copy(video, tmp_path / f"{number}.mp4")
+        shutil.copy(tmp_path / "0.bag", tmp_path / f"{number}.bag")
+        shutil.copy(aloha / "episode_0.hdf5", tmp_path / f"episode_{number}.hdf5")
+    (tmp_path / "7.bag").write_bytes(b"#ROSBAG V2.0\n and no more")
+    opened = []
+    rosbag_open = rosbag1.Reader.open
+    monkeypatch.setattr(rosbag1.Reader, "open", lambda bag: opened.append(bag.path) or rosbag_open(bag))
+    text = describe(look_for_sources([tmp_path], Asked(fps=10)))
+    assert len(opened) == len(set(opened)) == 30
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert rows[str(tmp_path)][:5] == ["30", "-", "0.02", "10", "64x48"]
+    assert rows[f"{tmp_path}/left"] == ["29", "-", "0.03", "1", "48x32"]
+    assert rows[f"{tmp_path}/wrist"][:4] == ["29", "1", "to", "29"]
+    assert "cannot be read: " in text
+    monkeypatch.setattr("training.common.spread._PATIENCE", 0.0)
+    each = partial(spread, workers=2)
+    assert describe(look_for_sources([tmp_path], Asked(fps=10), each), each) == text
 
 
 def test_ranges():
