@@ -1,11 +1,13 @@
 """How fast recordings are read beside each format's own reader, and what storing a JPEG anew costs and gives.
 
-    python tests/benchmarks/recordings.py VIDEO [--frames 120] [--rounds 5]
+    python tests/benchmarks/recordings.py VIDEO [--frames 120] [--rounds 5] [--lerobot PYTHON]
 
 Writes one camera's frames, 640x480, into each format and reads them by `sources` and by a plain loop with the package
 of the format, both to RGB arrays, in turns in one process. Prints milliseconds of processor time a frame, the least of
-the rounds. Then, of frames that are JPEGs already: what a second compression changes in pixels and in the features of
-the bundled encoder, and what a region of a frame takes that has restart markers beside the whole of one that has none.
+the rounds. With --lerobot, the interpreter of an environment with LeRobot (`pip install 'lerobot[dataset]==0.6.1'` in
+Python 3.12), LeRobot writes a data set of v3, and both read it in turns, each in its own environment. Then, of frames
+that are JPEGs already: what a second compression changes in pixels and in the features of the bundled encoder, and what
+a region of a frame takes that has restart markers beside the whole of one that has none.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import io
 import itertools
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +38,7 @@ from torch.nn.functional import cosine_similarity
 
 from training.data import jpeg
 from training.data.box import Box
+from training.data.frame_store import ExtractConfig, extract_sources
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked
@@ -50,6 +54,7 @@ def main() -> None:
     parser.add_argument("video", type=Path)
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--lerobot", metavar="PYTHON", help="of an environment with LeRobot")
     args = parser.parse_args()
     frames = itertools.islice(read_frames(args.video), args.frames)
     images = [np.asarray(Image.fromarray(frame.image).resize((640, 480), Image.Resampling.BICUBIC)) for frame in frames]
@@ -63,6 +68,8 @@ def main() -> None:
             times = [[_time(way) for way in ways] for _ in range(args.rounds)]
             ours, theirs = (min(column) for column in zip(*times, strict=True))
             print(f"{name:12} {1e3 * ours / len(images):6.2f} {1e3 * theirs / len(images):6.2f} {ours / theirs:6.2f}")
+        if args.lerobot:
+            beside_lerobot(args.lerobot, Path(folder), images, args.rounds)
     second_loss(images[:: max(1, len(images) // 10)])
     regions(images[:: max(1, len(images) // 10)])
 
@@ -72,6 +79,34 @@ def _time(read: Callable[[], Iterator[np.ndarray]]) -> float:
     count = sum(image.shape == (480, 640, 3) for image in read())
     assert count
     return time.process_time() - begin
+
+
+def beside_lerobot(python: str, folder: Path, images: list[np.ndarray], rounds: int) -> None:
+    """Print what reading LeRobot's own data set takes, ours and extraction to a frame store beside LeRobot's."""
+    np.save(folder / "images.npy", np.stack(images))
+    root = folder / "lerobot"
+
+    def lerobot(*words: object) -> str:
+        script = Path(__file__).with_name("lerobot_reading.py")
+        done = subprocess.run([python, script, *map(str, words)], stdout=subprocess.PIPE, check=True, text=True)
+        return done.stdout.splitlines()[-1] if done.stdout else ""
+
+    lerobot("write", root, folder / "images.npy", FPS)
+    sources = find_sources([root])
+    ours, extraction, theirs = [], [], []
+    for number in range(rounds):
+        ours.append(_time(lambda: (frame.image for source in sources for frame in source.frames())))
+        begin = time.process_time()
+        found = extract_sources(sources, folder / f"frames-{number}", ExtractConfig())
+        extraction.append(time.process_time() - begin)
+        assert not [error for error in found if isinstance(error, Exception)]
+        facts = json.loads(lerobot("read", root))
+        assert facts["frames"] == len(images)
+        theirs.append(facts["seconds"])
+    scale = 1e3 / len(images)
+    for name, seconds in (("LeRobot v3", min(ours)), ("  extracted", min(extraction))):
+        print(f"{name:12} {scale * seconds:6.2f} {scale * min(theirs):6.2f} {seconds / min(theirs):6.2f}")
+    print(f"  LeRobot {facts['lerobot']} decodes with {facts['decoder']}")
 
 
 def in_file(image: np.ndarray, quality: int = 90, subsampling: str = "4:2:0") -> bytes:

@@ -167,6 +167,7 @@ def _opened(path: Path) -> Iterator[Any]:
             said = first_line(error)
             if "imagecodecs" in said:
                 raise InputError(
-                    f"{path} holds pictures in JPEG XL; install what reads it: pip install imagecodecs"
+                    f"{path} holds pictures of a codec that imagecodecs reads ({said}), which is not installed: pip "
+                    "install 'video_distilled_encoder[robot]'"
                 ) from error
             raise InputError(f"{path} is damaged, or was not written to its end ({said})") from error

@@ -1,5 +1,6 @@
 """Zarr in diffusion policy's layout (`ReplayBuffer`), written with zarr: v2 and v3, shards, ZIP files, JPEG XL."""
 
+import json
 import pickle
 import shutil
 import sys
@@ -116,6 +117,21 @@ def test_an_episode_beyond_the_pictures_and_a_cut_zip_are_named(coded, tmp_path)
     path = write(tmp_path / "y.zip", coded, "v2-zip")
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(InputError, match=r"y\.zip is damaged, or was not written to its end"):
+        find_sources([path], Asked(fps=FPS))
+
+
+def test_without_imagecodecs_the_extra_is_named(coded, tmp_path, monkeypatch):
+    path = write(tmp_path / "x", coded, "v2")
+    described = path / "data" / "left" / ".zarray"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"compressor": {"id": "imagecodecs_jpegxl"}}))
+    registry = pytest.importorskip("numcodecs.registry")
+    for known in (registry.codec_registry, registry.entries):
+        monkeypatch.delitem(known, "imagecodecs_jpegxl", raising=False)
+    for name in ("imagecodecs", "imagecodecs.numcodecs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        InputError, match=r"codec that imagecodecs reads .*pip install 'video_distilled_encoder\[robot\]'"
+    ):
         find_sources([path], Asked(fps=FPS))
 
 
