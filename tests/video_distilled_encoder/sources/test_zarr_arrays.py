@@ -129,9 +129,7 @@ def test_without_imagecodecs_the_extra_is_named(coded, tmp_path, monkeypatch):
         monkeypatch.delitem(known, "imagecodecs_jpegxl", raising=False)
     for name in ("imagecodecs", "imagecodecs.numcodecs"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        InputError, match=r"codec that imagecodecs reads .*pip install 'video_distilled_encoder\[robot\]'"
-    ):
+    with pytest.raises(InputError, match=r"that imagecodecs reads .*pip install 'video_distilled_encoder\[robot\]'"):
         find_sources([path], Asked(fps=FPS))
 
 
