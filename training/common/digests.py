@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from training.common.cache import cache_root
@@ -96,6 +97,7 @@ class ReadOnce:
         self._note: _Note | None = None
         self._taken: dict[Path, str] = {}
         self._known: dict[tuple[Path, ...], str] = {}
+        self._lock = Lock()
 
     def sizes(self, *paths: Path) -> str:
         """Return what stands for a digest before one is read: files of the same content have it in common.
@@ -115,9 +117,10 @@ class ReadOnce:
 
     def sha256(self, *paths: Path) -> str:
         """Return what `remembered_sha256` does; of files that were opened here no more is read."""
-        if paths not in self._known:
-            self._known[paths] = self._join(paths) if self._taken.keys() & paths else remembered_sha256(*paths)
-        return self._known[paths]
+        with self._lock:
+            if paths not in self._known:
+                self._known[paths] = self._join(paths) if self._taken.keys() & paths else remembered_sha256(*paths)
+            return self._known[paths]
 
     def _join(self, paths: Sequence[Path]) -> str:
         digests = [self._taken.get(path) or sha256(path) for path in paths]

@@ -54,6 +54,8 @@ _HELD = 16
 """Messages that wait until none that was taken before them can come."""
 _LATE = 4
 """Times the messages that are looked at first; topics that begin behind them are looked at by themselves."""
+_ROOM = 100_000_000
+"""Bytes of messages that are looked at first."""
 _BACK = 1_000_000_000
 """Nanoseconds that a clock may go back before it is taken to have been set."""
 _PAUSE = 5
@@ -340,16 +342,16 @@ def find_topics(
 def _beginnings(
     wanted: dict[str, int], recorded: Callable[[Collection[str]], Iterable[tuple[str, int, bytes]]]
 ) -> dict[str, list[tuple[int, bytes]]]:
-    """Return the first messages of topics, so many of each; none of those that come late, or not undamaged."""
+    """Return the first messages of topics, so many of each; none of those that come late, are large or damaged."""
     begun: dict[str, list[tuple[int, bytes]]] = {name: [] for name, count in wanted.items() if count}
-    left = sum(wanted.values())
+    left, room = sum(wanted.values()), _ROOM
     # whoever reads it learns of the damage
     with suppress(Exception):
         for name, logged, content in islice(recorded(begun) if begun else (), _LATE * left):
             if len(begun[name]) < wanted[name]:
                 begun[name].append((logged, content))
-                left -= 1
-            if not left:
+                left, room = left - 1, room - len(content)
+            if not left or room < 0:
                 break
     return {name: messages for name, messages in begun.items() if len(messages) == wanted[name]}
 
