@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -124,7 +125,7 @@ def read_frames(
         decoded, new_shot = 0, False
         shape: tuple[int, int] | None = None
         size: tuple[int, int] | None = None
-        for frame in _within(span, container, _decode(packets, path)):
+        for frame in _within(path, span, container, _decode(packets, path)):
             decoded += 1
             time, change = clock.read(frame.time)
             if shape not in (None, (frame.width, frame.height)):
@@ -153,14 +154,15 @@ def read_frames(
             warn(f"in {path} {counts}: a new shot begins, time goes on, and all frames are given the first one's size")
 
 
-def _within(span: tuple[float, float] | None, container: Any, frames: Iterable[Any]) -> Iterator[Any]:
+def _within(path: Path, span: tuple[float, float] | None, container: Any, frames: Iterable[Any]) -> Iterator[Any]:
     """Yield the frames of a span, decoded from the last key frame before it."""
     if span is None:
         yield from frames
         return
     stream = container.streams.video[0]
     if span[0] > 0:
-        container.seek(int(span[0] / stream.time_base), stream=stream)
+        with _decoding(path):
+            container.seek(int(span[0] / stream.time_base), stream=stream)
     for frame in frames:
         if frame.time is not None and frame.time >= span[1]:
             return
@@ -278,6 +280,8 @@ def _open(path: Path, opener: Opener | None = None, options: dict[str, str] | No
                 ) from error
         if not container.streams.video:
             raise InputError(f"{path} holds no video stream")
+        if not container.streams.video[0].codec_context:
+            raise InputError(f"{path} holds video of a kind that FFmpeg does not know here, or its header is damaged")
         if container.format.flags & _NO_TIME_STAMPS:
             kind = container.format.name
             raise InputError(
@@ -294,14 +298,22 @@ def _url(path: Path) -> str:
 
 
 def _decode(packets: Iterable[Any], path: Path) -> Iterator[Any]:
+    with _decoding(path):
+        for packet in packets:
+            yield from packet.decode()
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
     av = import_extra("av", "video")
     with reading(path):
         try:
-            for packet in packets:
-                yield from packet.decode()
-        except OSError:
-            raise
+            yield
         except av.error.FFmpegError as error:
+            if (
+                isinstance(error, OSError) and error.errno != errno.EPERM
+            ):  # as demuxers call an index that leads nowhere
+                raise
             raise InputError(f"{path} cannot be decoded to its end ({_reason(error)}); it is damaged") from error
 
 

@@ -4,6 +4,8 @@ A reader's module has what no other here has:
 
     recognises(path)        whether it reads the file or folder, told by what is in it; it opens little for that
     find(path, asked)       the sources there, and what is left out (`source.Found`), before anything is decoded
+
+and optionally SUFFIXES, of files that it ought to recognise: those of which nothing is left are named, not passed over.
 """
 
 from __future__ import annotations
@@ -74,13 +76,26 @@ def look_for_sources(paths: Iterable[Path], asked: Asked | None = None, each: Ea
 
 def is_data_set(path: Path) -> bool:
     """Return whether a file or folder is a robot's recording or data set: neither a video nor a folder of pictures."""
-    return any(reader.recognises(path) for reader in _readers()[:-1] if reader.__name__.rpartition(".")[2] != _PICTURES)
+    readers = (reader for reader in _readers()[:-1] if reader.__name__.rpartition(".")[2] != _PICTURES)
+    return _is_called_so(path) or any(reader.recognises(path) for reader in readers)
 
 
 def known(path: Path) -> bool:
     """Return whether a reader other than that of video files knows what a file or folder holds."""
     # of many pictures none need be opened for it
-    return path.suffix.lower() not in _PICTURE_FILES and any(reader.recognises(path) for reader in _readers()[:-1])
+    return path.suffix.lower() not in _PICTURE_FILES and (
+        _is_called_so(path) or any(reader.recognises(path) for reader in _readers()[:-1])
+    )
+
+
+def _is_called_so(path: Path) -> bool:
+    """Return whether a file has a recording's name, whatever is left of it."""
+    return path.suffix.lower() in _suffixes() and path.is_file()
+
+
+@cache
+def _suffixes() -> set[str]:
+    return {suffix for reader in _readers() for suffix in getattr(reader, "SUFFIXES", ())}
 
 
 def _find(path: Path, asked: Asked, alone: bool) -> Found:

@@ -22,6 +22,7 @@ from video_distilled_encoder.sources.counted import WITHOUT_CLOCK
 from video_distilled_encoder.sources.pictures import why_left_out
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, Unreadable, begins_with, identity_of
 
+SUFFIXES = (".hdf5", ".h5")
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _EPISODE = re.compile(r"(?:demo|episode|ep|traj|trajectory)[_-]?(\d+)")
 _NO_CAMERA = {"data", "obs", "observation", "observations", "image", "images"}

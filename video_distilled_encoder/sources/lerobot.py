@@ -133,7 +133,14 @@ class PictureEpisode(Episode):
 
 
 def recognises(path: Path) -> bool:
-    """Return whether `meta/info.json` tells a version of the code base."""
+    """Return whether `meta/info.json` tells a version of the code base, or tables stand where it ought to.
+
+    Without it the mp4s of v3 would pass for recordings of their own, whose clips jump from episode to episode.
+    """
+    if any(
+        (path / "meta" / table).exists() for table in ("episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
+    ):
+        return True
     try:
         return "codebase_version" in json.loads((path / "meta" / "info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
@@ -148,13 +155,16 @@ def find(path: Path, asked: Asked) -> Found:
     """
     info_file = path / "meta" / "info.json"
     try:
-        info = json.loads(info_file.read_text(encoding="utf-8"))
+        with reading(info_file):
+            info = json.loads(info_file.read_text(encoding="utf-8"))
         version = str(info["codebase_version"])
         if version not in ("v2.0", "v2.1") and not version.startswith("v3."):
             raise InputError(f"{path} is a LeRobot data set of {version}; v2.0, v2.1 and v3 are read: convert it")
         cameras, left_out = _cameras(path, info["features"], asked)
         rows = list((_episodes_3 if version.startswith("v3.") else _episodes_2)(path, cameras))
         fps = float(info["fps"])
+        if not fps > 0:
+            raise InputError(f"{info_file} tells {fps:g} frames a second; mend it")
         sources = [_source(path, info, fps, camera, row) for camera in cameras for row in rows]
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):

@@ -14,6 +14,7 @@ from video_distilled_encoder.files import Opener, reading
 from video_distilled_encoder.sources.source import Asked, Found, begins_with
 from video_distilled_encoder.sources.topics import Topic, find_topics
 
+SUFFIXES = (".mcap",)
 _MAGIC = b"\x89MCAP0\r\n"
 
 

@@ -15,6 +15,7 @@ from video_distilled_encoder.files import reading
 from video_distilled_encoder.sources.source import Asked, Found, begins_with
 from video_distilled_encoder.sources.topics import Topic, find_topics
 
+SUFFIXES = (".bag",)
 _ROS_1, _SQLITE = b"#ROSBAG V2.0\n", b"SQLite format 3\0"
 _METADATA = "metadata.yaml"
 

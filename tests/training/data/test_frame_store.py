@@ -305,6 +305,20 @@ def test_a_damaged_episode_of_a_data_set_is_left_out_and_clips_stay_in_theirs(al
     assert len(ClipIndex(stores, ClipsConfig(3, 0.5), 0).frames) == 2 * 10
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty"), (bytes(3000), "is damaged"), (b"\x89HD", "is damaged")]
+)
+def test_a_recording_of_which_nothing_is_left_is_named_and_not_passed_over(aloha, tmp_path, content, said):
+    root = Path(shutil.copytree(aloha, tmp_path / "fold"))
+    for name in ("episode_1.hdf5", "x.bag", "x.mcap"):
+        (root / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        extract_all([root], tmp_path / "frames", ExtractConfig(), asked=Asked("wrist", fps=10), workers=1)
+    assert "3 of 5 videos cannot be read" in str(error.value)
+    assert all(re.search(f"{name} .*{said}", str(error.value)) for name in ("episode_1.hdf5", "x.bag", "x.mcap"))
+    assert len(list((tmp_path / "frames").rglob("*.zip"))) == 2
+
+
 def test_bad_videos_are_named_when_the_others_are_done(tmp_path, make_video):
     make_video("videos/b.mp4")
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")

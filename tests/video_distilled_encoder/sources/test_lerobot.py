@@ -232,6 +232,36 @@ def test_missing_and_cut_tables_are_refused(version_3, tmp_path):
         find_sources([root])
 
 
+@pytest.mark.parametrize("kind", ["version_2", "version_3"])
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"null", b"{}", bytes(40), b'{"codebase_version": "v3.0"}'])
+def test_without_its_info_a_data_set_does_not_pass_for_plain_videos(kind, content, request, tmp_path):
+    root = shutil.copytree(request.getfixturevalue(kind), tmp_path / "push")
+    (root / "meta" / "info.json").unlink()
+    if content is not None:
+        (root / "meta" / "info.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"push/meta(/info\.json does not exist| are malformed)"):
+        find_sources([root])
+
+
+def test_a_rate_that_is_none_is_refused(version_3, tmp_path):
+    root = shutil.copytree(version_3, tmp_path / "push")
+    info = root / "meta" / "info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": -1}))
+    with pytest.raises(InputError, match=r"info\.json tells -1 frames a second"):
+        find_sources([root])
+
+
+def test_an_mp4_that_is_cut_or_of_an_unknown_kind_is_one_sentence(version_3, tmp_path):
+    root = shutil.copytree(version_3, tmp_path / "push")
+    mp4 = root / "videos" / CAMERAS[1] / "chunk-000" / "file-000.mp4"
+    whole = mp4.read_bytes()
+    for content in (whole[:-100], whole[: whole.index(b"av01")] + b"zzzz" + whole[whole.index(b"av01") + 4 :]):
+        mp4.write_bytes(content.replace(b"av01", b"zzzz") if b"zzzz" in content else content)
+        for source in find_sources([root], Asked(cameras=CAMERAS[1])):
+            with pytest.raises(InputError, match=rf"{CAMERAS[1]}, episode {source.episode} of .*file-000\.mp4"):
+                list(source.frames())
+
+
 def test_without_pyarrow_the_extra_is_named(version_3, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pyarrow is not installed.*\[robot\]"):
