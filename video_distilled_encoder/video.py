@@ -267,8 +267,9 @@ def _open(path: Path, opener: Opener | None = None, options: dict[str, str] | No
     av = import_extra("av", "video")
     with ExitStack() as opened:
         with reading(path):
-            if path.stat().st_size == 0:
-                raise InputError(f"{path} is empty")
+            with path.open("rb") as begin:
+                if not begin.read(1):
+                    raise InputError(f"{path} is empty")
             file = opened.enter_context(opener(path)) if opener else _url(path)
             try:
                 container = opened.enter_context(av.open(file, options=options))

@@ -1,6 +1,7 @@
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from video_distilled_encoder.errors import InputError, InputWarning
+from video_distilled_encoder.files import HashedFile
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.video import _Clock, _probe, probe, read_frames, write_video
 
@@ -282,6 +284,18 @@ def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
     path = Path("2026-01-02T12:30:05.mp4")
     write_video(path, [np.zeros((48, 64, 3), np.uint8)] * 3, 10)
     assert len(list(read_frames(path))) == 3
+
+
+@pytest.mark.parametrize("good", [0, 3, 200_000])
+def test_a_disk_that_fails_while_a_video_is_read_is_not_called_a_damaged_video(clip, good):
+    class Failing(HashedFile):
+        def read(self, size=-1):
+            if self.tell() >= good:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    with pytest.raises(InputError, match=r"cannot read .*dog\.mp4 \(Input/output error\)"):
+        list(read_frames(clip, opener=lambda path: closing(Failing(path))))
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(clip, monkeypatch):
