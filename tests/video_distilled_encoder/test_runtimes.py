@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -499,11 +500,13 @@ def test_a_json_of_a_later_version_is_told_from_damage(exported, tmp_path):
 
 
 def test_an_export_runs_where_it_was_made_for_unless_told(exported, tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr(
-        "video_distilled_encoder.runtimes.onnxruntime.open_session", lambda *arguments: opened.append(arguments[2])
-    )
-    out = exported("onnx")
+    out, opened = exported("onnx"), []
+
+    def open_session(path, artefact, device, threads):
+        opened.append(device)
+        return SimpleNamespace(on_gpu=False)
+
+    monkeypatch.setattr("video_distilled_encoder.runtimes.onnxruntime.open_session", open_session)
     path = tmp_path / out.name
     for made_for in ({}, {"device": "cuda"}):
         path.write_bytes(out.read_bytes())
