@@ -16,6 +16,7 @@ from training.common.distributed import World, check_different, choose_gpu
 from training.engine import checkpoint
 from training.engine.log import read_log
 from training.engine.run import extract_once
+from training.pretrain import main
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError
 
@@ -31,9 +32,18 @@ LAUNCHERS = {
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(launcher, clip, frames, out, *extra):
-    options = ["--data", str(clip), "--frames", str(frames), "--out", str(out), *SETTINGS, *extra]
-    return [sys.executable, *LAUNCHERS[launcher], "-m", "training.pretrain", *options]
+def options_of(clip, frames, out, *extra):
+    return ["--data", str(clip), "--frames", str(frames), "--out", str(out), *SETTINGS, *extra]
+
+
+def command(launcher, *arguments):
+    return [sys.executable, *LAUNCHERS[launcher], "-m", "training.pretrain", *options_of(*arguments)]
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Frame stores that runs of one video share."""
+    return tmp_path_factory.mktemp("frames")
 
 
 def launch(*arguments):
@@ -76,16 +86,19 @@ TEACHERS = ["--objective.spatial_teacher={tiny}", "--objective.semantic_teacher=
     ],
     ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp", "poodle", "frame1", "frame2"],
 )
-def test_two_gloo_processes_equal_one(losses, clip, photograph, tiny_directory, tmp_path, options):
-    launchers = ("none", "torchrun")
+def test_two_gloo_processes_equal_one(
+    losses, clip, frames, photograph, tiny_directory, tmp_path, options, run_command, one_thread
+):
     options = [option.replace("{tiny}", str(tiny_directory)) for option in options]
-    for launcher in launchers:
-        result = launch(launcher, clip, tmp_path / "frames", tmp_path / launcher, *options)
-        assert result.returncode == 0, result.stderr
-    one, two = (torch.tensor(losses(tmp_path / launcher)) for launcher in launchers)
+    assert run_command(main, *options_of(clip, frames, tmp_path / "one", *options)) is None
+    result = launch("torchrun", clip, frames, tmp_path / "two", *options)
+    assert result.returncode == 0, result.stderr
+    one, two = (torch.tensor(losses(tmp_path / name)) for name in ("one", "two"))
     assert len(one) == 20
     assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
-    features = [Encoder.from_pretrained(tmp_path / name / "encoder").encode(photograph).patches for name in launchers]
+    features = [
+        Encoder.from_pretrained(tmp_path / name / "encoder").encode(photograph).patches for name in ("one", "two")
+    ]
     assert torch.allclose(*features, atol=1e-3)
 
 

@@ -99,7 +99,6 @@ def test_a_video_that_ends_its_process_is_found_and_the_others_are_extracted(tmp
     names = ("a.mp4", "killer.mp4", "z.mp4")
     for number, name in enumerate(names):
         make_video(f"videos/{name}", seconds=0.3 + 0.1 * number)
-    monkeypatch.syspath_prepend(Path(__file__).parents[3])  # from where the processes import `die_of_one`
     monkeypatch.setattr("training.data.extraction.extract_sources", die_of_one)
     where = [tmp_path / "videos"], tmp_path / "frames", ExtractConfig()
     stores = extract_all(*where, workers=2, skip_unreadable=True)
