@@ -16,6 +16,7 @@ from training.data.batch import Batch
 from training.data.clips import ClipsConfig
 from training.data.views import ViewsConfig
 from video_distilled_encoder import ModelConfig, model_directory
+from video_distilled_encoder.errors import InputError
 
 Build = Callable[[bool], VisionTransformer]
 """Builds a backbone with random weights, with stochastic depth or without."""
@@ -143,3 +144,12 @@ class Method(nn.Module, ABC):
     def provenance(self) -> str:
         """Return what the encoder's card is to say of them; Markdown."""
         return ""
+
+
+def need_first_and_last(method: str, spec: Spec) -> None:
+    """Raise an InputError if clips have no second frame to compare the first with."""
+    if spec.clips.frames < 2:
+        raise InputError(
+            f"{method} compares the first and the last frame of a clip: clips.frames must be at least 2, got "
+            f"{spec.clips.frames}; without time, set clips.still true"
+        )

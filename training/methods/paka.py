@@ -21,7 +21,7 @@ from torch import Tensor
 
 from training.data.batch import Batch
 from training.data.views import Style, View, pre_crop, random_box
-from training.methods.method import At, Build, Losses, Spec
+from training.methods.method import At, Build, Losses, Spec, need_first_and_last
 from training.methods.self_distillation import LONG, Network, StudentAndTeacher, TeacherObjective, feature_spread
 from training.nn.heads import projection
 from video_distilled_encoder.errors import InputError
@@ -78,11 +78,7 @@ class Method(StudentAndTeacher):
 
     def __init__(self, spec: Spec, build: Build) -> None:
         objective: Objective = spec.objective
-        if spec.clips.frames < 2:
-            raise InputError(
-                f"paka compares the first and the last frame of a clip: clips.frames must be at least 2, got "
-                f"{spec.clips.frames}; without time, set clips.still true"
-            )
+        need_first_and_last("paka", spec)
         student, teacher = build(True), build(False)
         super().__init__(objective, Projected(student, objective), Projected(teacher, objective))
         self._flat = 0

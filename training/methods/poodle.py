@@ -36,7 +36,7 @@ from training.data.batch import Batch
 from training.data.box import Box
 from training.data.flow import FlowConfig, Flows, Motion, correspond
 from training.data.views import View, pre_crop, random_box
-from training.methods.method import At, Build, Losses, Spec
+from training.methods.method import At, Build, Losses, Spec, need_first_and_last
 from training.methods.self_distillation import LONG, Network, StudentAndTeacher, TeacherObjective, feature_spread
 from training.nn.warping import arrivals, middles, read, turn, turned, within
 from video_distilled_encoder.errors import InputError
@@ -325,11 +325,7 @@ class Method(StudentAndTeacher):
 
     def __init__(self, spec: Spec, build: Build) -> None:
         objective: Objective = spec.objective
-        if spec.clips.frames < 2:
-            raise InputError(
-                f"poodle compares the first and the last frame of a clip: clips.frames must be at least 2, got "
-                f"{spec.clips.frames}; without time, set clips.still true"
-            )
+        need_first_and_last("poodle", spec)
         most = objective.cells**2
         if objective.pooled_weight and not 1 <= spec.views.local_views <= most:
             raise InputError(
