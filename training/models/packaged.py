@@ -26,7 +26,7 @@ class Package(NamedTuple):
     """timm's name of the network, whose tensors are the file's, in the same order under other names."""
     part: str = ""
     """With what the names of its tensors begin, where the file holds more than the network."""
-    without: str = "-"
+    without: tuple[str, ...] = ()
     """With what the names of that part's tensors begin that have no counterpart in timm's network."""
     adapt: Callable[[Any], None] = lambda network: None
     """Makes timm's network the one that the weights are of."""
@@ -51,7 +51,7 @@ PACKAGES = {
         "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         "tiny_vit_5m_224.dist_in22k_ft_in1k",
         part="image_encoder.",
-        without="image_encoder.neck.",
+        without=("image_encoder.neck.",),
         adapt=_keep_stride,
     ),
 }
