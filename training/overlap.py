@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     config = ExtractConfig(fps=args.fps, short_side=256)
     stores = open_stores(extract_all(args.data, args.frames, config, asked=asked_of(args)))
-    print(json.dumps(overlap(stores, args.evaluation, args.out), indent=2))
+    print(json.dumps(overlap(stores, args.evaluation, args.out / "overlap.json"), indent=2))
 
 
 if __name__ == "__main__":

@@ -52,9 +52,10 @@ def main() -> None:
     run = train(release, recipes, args.data, args.out, args.frames, args.time, asked_of(args))
     if int(os.environ.get("RANK", "0")):
         return
-    if not (results / "overlap.json").is_file():
+    apart = results / f"overlap-{out.name}.json"
+    if not apart.is_file():
         stores = open_stores(extract_all(args.data, args.frames, recipes[run.name].extract, asked=asked_of(args)))
-        overlap(stores, [args.evaluation / folder for folder in release.held_out], results)
+        overlap(stores, [args.evaluation / folder for folder in release.held_out], apart)
     publish(run, template, results, out, draft=True)
     show(release, out, args.evaluation, results, run / picture_of(out.name), args.device)
     cosine = publish(run, template, results, out)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import yaml
 from PIL import Image
 
 from training.common.yaml_files import names_in
+from training.engine import checkpoint
 from training.engine.log import read_log
 from training.release import main
 from training.releases.release import RELEASES, read_release
@@ -37,7 +39,7 @@ model-index:
     - {type: mean_iou, value: {{colours: small miou}}}
 ---
 {{run: steps}} steps, {{run: videos}} video; {{colours: small miou}}, random {{colours: random miou}}
-int8 {{colours: int8 miou}}, {{overlap: training_frames}} frames ![features](small.pca.png)
+int8 {{colours: int8 miou}}, {{overlap-small: training_frames}} frames ![features](small.pca.png)
 """
 
 
@@ -61,7 +63,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
     weights = weights_sha256(out / "small")
     measured = {path.name: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
     assert set(measured) == {
-        "overlap.json",
+        "overlap-small.json",
         "colours-small.json",
         "colours-int8.json",
         "colours-random.json",
@@ -93,7 +95,7 @@ def test_a_time_is_the_length_of_the_training_once(run_command, words, tmp_path,
     words += ["--run.workers=0", "--time", "00:00:20"]
     assert run_command(main, *words) is None
     rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
-    assert rows[-1]["learning_rate"] < 0.15 * max(row["learning_rate"] for row in rows)  # steps of uneven length
+    assert len(rows) == checkpoint.load_newest(tmp_path / "out" / "run" / "checkpoints").plan.steps
     assert run_command(main, *words) is None
     assert len(read_log(tmp_path / "out" / "run" / "log.jsonl")) == len(rows)
 
@@ -113,6 +115,13 @@ def test_a_release_may_be_several_runs_one_after_the_other(run_command, words, t
     assert "vfd after distill" in card
     assert "It learnt from the features of `random`" in card
     assert "`random`" in (tmp_path / "out" / "second" / "encoder" / "README.md").read_text()
+    weights = weights_sha256(tmp_path / "out" / "small")
+    for name in runs:  # as they come back from another machine
+        shutil.rmtree(tmp_path / "out" / name / "checkpoints")
+    assert "was started with other settings: run.steps was 2, now 3" in run_command(main, *words, "--run.steps=3")
+    assert run_command(main, *words, *settings) is None
+    assert weights_sha256(tmp_path / "out" / "small") == weights
+    assert not (tmp_path / "out" / "first" / "checkpoints").exists()
 
 
 def test_what_is_no_release_is_refused(tmp_path):

@@ -25,7 +25,12 @@ _SHOWN, _SIZE = 6, (320, 180)
 
 
 def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Compare all frames of the stores with all images under the folders, and write the files named above.
+    """Compare all frames of the stores with all images under the folders.
+
+    Args:
+        stores: of the training.
+        evaluation: folders of images.
+        out: the JSON file that is written; beside it, as .png, the images nearest to a frame, each with that frame.
 
     Returns:
         Distances in bits of 256: the smallest of an image to a frame, and the largest of an image to its copy.
@@ -50,11 +55,11 @@ def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path)
         "evaluation_images": len(images),
         "evaluation": [folder.name for folder in evaluation],
     }
-    out.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     pairs_shown = [(Image.open(images[n]).convert("RGB"), _frame(*frame_of[distances[n].argmin()])) for n in nearest]
     tiles = [[np.asarray(picture.resize(_SIZE)) for picture in pair] for pair in pairs_shown]
-    write_tiles(out / "overlap.png", tiles, gap=8)
-    write_json(out / "overlap.json", result)
+    write_tiles(out.with_suffix(".png"), tiles, gap=8)
+    write_json(out, result)
     return result
 
 

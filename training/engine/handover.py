@@ -136,6 +136,15 @@ def is_handover(folder: Path) -> bool:
     return (folder / _FACTS).is_file()
 
 
+def is_of_finished_run(folder: Path) -> bool:
+    """Tell whether a folder is what a run left after its last step.
+
+    Raises:
+        InputError: as `read`.
+    """
+    return is_handover(folder) and bool(read(folder).runs[-1]["progress"] == 1)
+
+
 def read(folder: Path) -> Handover:
     """Read what a run learnt.
 

@@ -102,9 +102,14 @@ def pretrain_whole(
 ) -> None:
     """Start the run in `out`, or go on with it, up to its last step, which a run that was started has.
 
+    One that was finished on another machine, of whose directory all came back but the checkpoints, is over.
+
     Raises:
         InputError: as `pretrain` does, or the process was asked to stop before.
     """
+    if not checkpoint.find(out / "checkpoints") and handover.is_of_finished_run(out / handover.FOLDER):
+        check_out(out, recipe, resume=True)
+        return
     started = bool(checkpoint.find(out / "checkpoints"))
     seconds = None if started else max_seconds
     with stop.listening():

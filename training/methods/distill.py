@@ -190,8 +190,8 @@ class Method(BaseMethod):
     def forward(self, batch: Batch, at: At) -> Losses:
         """Add the losses of class tokens, patch tokens and relations."""
         frames = batch["global"]["pixels"]
+        taught = self.teach(frames[:, -1])  # in the precision of the run
         with torch.autocast(frames.device.type, enabled=False):
-            taught = self.teach(frames[:, -1])
             target = self.scaling(taught.patches)
             pixels = self.shrink(frames[:, 0])
         cls, patches = (tokens.to(target.dtype) for tokens in self.student(pixels))
