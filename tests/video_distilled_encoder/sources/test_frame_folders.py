@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.sources import find_sources
+from video_distilled_encoder.sources.frame_folders import numbers_of
 from video_distilled_encoder.sources.source import Asked
 
 
@@ -29,6 +31,31 @@ def test_pictures_come_in_the_order_that_people_count_in(folders):
     assert [frame.time for frame in left.frames(min_interval=0.5)] == [0, 0.5, 1, 1.5, 2, 2.5]
     info = left.info()
     assert (info.width, info.height, info.fps, info.frames) == (48, 32, 4, 12)
+
+
+def test_where_a_number_is_missing_times_go_on(folders):
+    left, right = find_sources([folders], Asked(fps=4))
+    whole = left.identity()
+    for number in (3, 4, 8):
+        (folders / "left" / f"frame_{number}.png").unlink()
+        (folders / "right" / f"frame_{11 - number}.png").unlink()
+    frames = list(left.frames())
+    assert [frame.time for frame in frames] == [number / 4 for number in (0, 1, 2, 5, 6, 7, 9, 10, 11)]
+    assert [frame.image[0, 0, 0] // 20 for frame in frames] == [0, 1, 2, 5, 6, 7, 9, 10, 11]
+    assert len({whole, left.identity(), right.identity()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["f_10.png", "f_20.png", "f_40.png"], [0, 1, 3]),
+        (["1305031102.175.png", "1305031102.211.png", "1305031102.243.png"], [0, 1, 2]),  # a camera's times
+        (["a.png", "b2.png", "c3.png"], [0, 1, 2]),
+        (["left1.png", "left2.png", "right1.png"], [0, 1, 2]),
+    ],
+)
+def test_numbers_count_pictures_or_only_tell_the_order(names, expected):
+    assert numbers_of([Path(name) for name in names]) == expected
 
 
 def test_the_rate_is_demanded(folders, clip):
