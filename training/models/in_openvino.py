@@ -38,7 +38,8 @@ class OpenVinoModel(Model):
     def to(self, device: torch.device) -> None:
         """Refuse another device than the CPU."""
         if device.type != "cpu":
-            raise InputError(f"{self.description['name']} computes on the CPU; leave out openvino: to use {device}")
+            runtime = str(self.description["name"]).partition(":")[0]
+            raise InputError(f"{self.description['name']} computes on the CPU; leave out {runtime}: to use {device}")
 
     def _features(self, pixels: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         key = (*pixels.shape[-2:], layers)
