@@ -158,7 +158,7 @@ def test_time_aug_takes_views_from_both_frames():
 
 
 WITHOUT_PROTOTYPES = {"distill", "frame1", "frame1-cpu", "frame2", "frame2-cpu", "paka", "poodle", "poodle-cpu"}
-WITHOUT_PROTOTYPES |= {"rsp", "rsp-cpu", "warm"}
+WITHOUT_PROTOTYPES |= {"rsp", "rsp-cpu", "warm", "warm-gpu"}
 
 
 @pytest.mark.parametrize("name", sorted(set(names_in(RECIPES)) - {"smoke", "cpu"} - WITHOUT_PROTOTYPES))
