@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from training.engine import checkpoint
 from training.engine.log import read_log
+from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder
 
 
@@ -9,6 +11,18 @@ from video_distilled_encoder import Encoder
 def losses():
     """Return the loss of each step of a run."""
     return lambda run: [row["loss"] for row in read_log(run / "log.jsonl")]
+
+
+@pytest.fixture(scope="session")
+def rate_of_the_last_step():
+    """Return the learning rate that a run's recipe and plan have for its last step."""
+
+    def rate(run):
+        recipe, plan = read_recipe(str(run / "recipe.yaml")), checkpoint.load_newest(run / "checkpoints").plan
+        peak = recipe.optimizer.peak(recipe.run.batch_size, recipe.clips.frames)
+        return recipe.optimizer.at(plan.progress(plan.steps - 1), peak)["learning_rate"]
+
+    return rate
 
 
 @pytest.fixture
