@@ -6,6 +6,7 @@ The release is the run's encoder in half precision, with a card whose every numb
     {{run: recipe.clips.stride}}                 is a fact of the run,
     {{distill: recipe.objective.teacher}}        of a run before it, by the name of its directory beside,
     {{overlap-vfd-vits16: bits}}                 an entry of overlap-vfd-vits16.json in the results' folder,
+    {{latency: rows.onnx int8.load_seconds}}     of a list in such a file (latency.json: a bench.json) that of a name,
     {{study: methods}}                           the table of a study, studies/methods.md beside the template,
     {{camvid: random miou}}                      a figure of the results camvid-random.json, camvid-random-seed1.json, …
                                                  in the results' folder: the mean over seeds [its interval],

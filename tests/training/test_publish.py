@@ -142,6 +142,16 @@ def test_a_page_alone_is_filled_in_without_a_run(run_command, tmp_path):
     assert "give RUN, --card and --out" in run_command(main, "--results", results)
 
 
+def test_an_entry_of_a_list_is_asked_for_by_its_name(run, template, tmp_path):
+    rows = [{"name": "onnx: a_1 int8", "ms": 28.24308}, {"name": "openvino int8", "ms": 25.46872}, {"name": "none"}]
+    (tmp_path / "latency.json").write_text(json.dumps({"rows": rows, "sizes": ["224"]}))
+    template.write_text("{{latency: rows.openvino int8.ms}} {{latency: rows.onnx: a_1 int8.ms}}")
+    assert render(template, tmp_path, run, Weights("probe", "0" * 64), draft=False) == "25.47 28.24"
+    template.write_text("{{latency: rows.none.ms}} {{latency: rows.other.ms}} {{latency: sizes.224.ms}}")
+    with pytest.raises(InputError, match=r"rows\.none\.ms, latency: rows\.other\.ms, latency: sizes\.224\.ms"):
+        render(template, tmp_path, run, Weights("probe", "0" * 64), draft=False)
+
+
 METADATA = """---
 license: apache-2.0
 model-index:

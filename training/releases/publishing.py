@@ -30,7 +30,7 @@ from video_distilled_encoder.tokens import encode_tokens
 
 MIN_COSINE = 0.9999
 _NEEDED = "the card needs its facts"
-_PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w. -]+)\}\}")
+_PLACEHOLDER = re.compile(r"\{\{([\w.-]+): ([\w.: -]+)\}\}")
 _BLOCK = re.compile(r"(?<=<!-- )figures: (\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -177,8 +177,10 @@ def _filled(template: Path, results: Path, of: Sequence[Weights], run: Path | No
 def _fact(facts: dict[str, Any], path: str) -> str | None:
     found: Any = facts
     for key in path.split("."):
+        if isinstance(found, list):
+            found = {entry["name"]: entry for entry in found if isinstance(entry, dict) and "name" in entry}
         found = found.get(key) if isinstance(found, dict) else None
-    return None if found is None else str(found)
+    return None if found is None else f"{found:.4g}" if isinstance(found, float) else str(found)
 
 
 def _table(path: Path) -> str | None:
