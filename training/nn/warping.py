@@ -1,4 +1,4 @@
-"""Feature maps read at other places: carried by a flow, or turned by an affine map and back.
+"""Feature maps read at other places: those to which a flow leads, or turned by an affine map and back.
 
 Places are normalised as torch.nn.functional.grid_sample has them without `align_corners`: x and y from -1 to 1 between
 the outer edges of a map, whatever its rows and columns. Legend: B = maps, C = channels, h, w = rows and columns of a
@@ -23,16 +23,6 @@ def middles(size: Sequence[int], like: Tensor) -> Tensor:
 def read(maps: Tensor, places: Tensor) -> Tensor:
     """Read (B, C, h, w) maps at (B, n, m, 2) places: (B, C, n, m), bilinear; beyond an edge they go on as there."""
     return F.grid_sample(maps, places, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def warp(maps: Tensor, flow: Tensor) -> Tensor:
-    """Bring maps to where a flow begins: what is returned at p is maps at p + flow(p).
-
-    Args:
-        maps: (B, C, h, w).
-        flow: (B, 2, h, w), x and y in cells of the maps.
-    """
-    return read(maps, arrivals(flow, maps.shape[-1], maps.shape[-2]))
 
 
 def arrivals(flow: Tensor, width: float, height: float) -> Tensor:

@@ -7,11 +7,15 @@ import pytest
 import scipy.ndimage
 import torch
 
-from training.nn.warping import arrivals, middles, read, turn, turned, warp, within
+from training.nn.warping import arrivals, middles, read, turn, turned, within
 
 
 def maps(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def warp(picture, flow):
+    return read(picture, arrivals(flow, picture.shape[-1], picture.shape[-2]))
 
 
 def constant(x, y, height, width):
