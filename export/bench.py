@@ -30,7 +30,7 @@ from export.cli import parse_size
 from export.pipeline import FORMATS
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError, command, import_pyplot
-from video_distilled_encoder.hub import find_model
+from video_distilled_encoder.hub import DEFAULT_RELEASE, find_model
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 from video_distilled_encoder.tokens import check_size
@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="vde-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, release or Hub name (%(default)s)")
+    parser.add_argument("--model", default=DEFAULT_RELEASE, help="directory, release or Hub name (%(default)s)")
     parser.add_argument("--revision", help="of a model on the Hub")
     parser.add_argument("--size", type=parse_size, nargs="+", help="pixels, SIDE or HEIGHTxWIDTH (the model's own)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images in one call (1)")

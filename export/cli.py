@@ -14,6 +14,7 @@ from pathlib import Path
 from export import onnx
 from export.pipeline import FORMATS, export
 from video_distilled_encoder.errors import command
+from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.model_config import CROP_MODES
 from video_distilled_encoder.runtimes.artefact import FEATURES, LAYOUTS, SUFFIXES, Artefact, Camera, sidecar
 from video_distilled_encoder.runtimes.tensorrt import HARDWARE
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="vde-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--format", choices=FORMATS, required=True, help="of the export")
-    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, release or Hub name (%(default)s)")
+    parser.add_argument("--model", default=DEFAULT_RELEASE, help="directory, release or Hub name (%(default)s)")
     parser.add_argument("--revision", help="of a model on the Hub")
     parser.add_argument("--out", type=Path, help="the file to write (encoder.onnx, .xml, .pt2 or .engine)")
     parser.add_argument("--size", type=parse_size, help="pixels, SIDE or HEIGHTxWIDTH (the model's own)")

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from video_distilled_encoder.encoder import Encoder
 from video_distilled_encoder.errors import CannotWrite, InputError, command, refuse_failed
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_directory, atomic_path, find_files
+from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.pca import PCA
 from video_distilled_encoder.preprocessing import CROP_MODES, open_image
 from video_distilled_encoder.sources import find_sources, is_data_set
@@ -95,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("inputs", nargs="+", type=Path, help="images, videos, data sets, or folders of them")
     add_source_options(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--model", default="nota/vfd-vits16", help="directory, release or Hub name (%(default)s)")
+    parser.add_argument("--model", default=DEFAULT_RELEASE, help="directory, release or Hub name (%(default)s)")
     parser.add_argument("--revision", help="of a model on the Hub")
     parser.add_argument("--size", type=int, help="pixels of the network's input, its shorter side (the model's own)")
     parser.add_argument("--crop-mode", choices=CROP_MODES, default="whole", help="how an image is fitted (%(default)s)")

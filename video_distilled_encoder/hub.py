@@ -19,6 +19,8 @@ from video_distilled_encoder import model_directory
 from video_distilled_encoder.errors import InputError
 
 BUNDLED_RELEASES = Path(__file__).parent / "releases"
+DEFAULT_RELEASE = "nota/vfd-vits16-warm"
+"""What commands and stacks use where no model is named: the bundled release that sees best."""
 
 
 def find_model(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from video_distilled_encoder.encoder import Encoder
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.stacks.cameras import Cameras, rebuild
 
 
@@ -27,7 +28,7 @@ from video_distilled_encoder.stacks.cameras import Cameras, rebuild
 class Vision:
     """What both policies are told of the encoder, which normalises images itself: LeRobot leaves them in [0, 1]."""
 
-    encoder: str = "nota/vfd-vits16"
+    encoder: str = DEFAULT_RELEASE
     """What `Encoder.from_pretrained` takes: a release, a model directory or a Hub name."""
     freeze_encoder: bool = True
     """Leave the encoder as it is; otherwise it is trained, at `optimizer_lr_backbone`."""

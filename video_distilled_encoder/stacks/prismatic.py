@@ -16,11 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.hub import find_model
+from video_distilled_encoder.hub import DEFAULT_RELEASE, find_model
 from video_distilled_encoder.model_directory import read
 
 
-def register(identifier: str, encoder: str | Path = "nota/vfd-vits16", image_size: int = 224, block: int = -2) -> None:
+def register(identifier: str, encoder: str | Path = DEFAULT_RELEASE, image_size: int = 224, block: int = -2) -> None:
     """Enter an encoder in Prismatic's registry, for `--model.vision_backbone_id IDENTIFIER`.
 
     Args:

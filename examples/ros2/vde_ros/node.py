@@ -8,11 +8,12 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
 from vde_ros.features import FeatureStream, Published, encode_options, load, seconds_since
+from video_distilled_encoder.hub import DEFAULT_RELEASE
 
 PARAMETERS = {
     "topic": "image",
     "compressed": False,
-    "model": "nota/vfd-vits16",
+    "model": DEFAULT_RELEASE,
     "runtime": "",
     "device": "",
     "size": [0],
