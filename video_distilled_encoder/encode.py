@@ -4,20 +4,23 @@ Of an image NAME.jpg it writes NAME.safetensors (cls, patches) and NAME.pca.png,
 main directions as colours. Of a video it writes NAME.safetensors (cls, patches, times: one row per frame) and
 NAME.pca.mp4, all of it or nothing. Of a data set (LeRobot, MCAP, ROS bag, HDF5, Zarr, RLDS) each camera's view of an
 episode is a video, SET/CAMERA/EPISODE; without --fps row n is of its frame n, so that a policy can be trained on the
-features. Folders are searched, and their structure is kept. Inputs that cannot be read are named at the end, when the
-others are done.
+features. With --format parquet they are the columns cls and patches of NAME.parquet, beside LeRobot's episode_index,
+frame_index and timestamp; with --format npy files of their own. Folders are searched, and their structure is kept.
+Inputs that cannot be read are named at the end, when the others are done.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from itertools import count, islice
 from pathlib import Path
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,19 +29,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from video_distilled_encoder.encoder import Encoder
-from video_distilled_encoder.errors import CannotWrite, InputError, command, refuse_failed
+from video_distilled_encoder.encoder import Encoder, EncoderOutput
+from video_distilled_encoder.errors import CannotWrite, InputError, command, import_extra, refuse_failed
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_directory, atomic_path, find_files
 from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.pca import PCA
 from video_distilled_encoder.preprocessing import CROP_MODES, open_image
 from video_distilled_encoder.sources import find_sources, is_data_set
 from video_distilled_encoder.sources.options import add_source_options, asked_of
-from video_distilled_encoder.sources.source import Asked, Source
+from video_distilled_encoder.sources.source import Asked, Source, in_passes
 from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import write_video
 
 FRAMES_PER_FILE = 1000
+_TURNS = Lock()
 _T = TypeVar("_T")
 
 
@@ -72,18 +76,19 @@ def main() -> None:
     jobs = find_jobs(args.inputs, args.out, asked_of(args))
     encoder = Encoder.from_pretrained(args.model, revision=args.revision, device=args.device)
     failed: list[InputError] = []
-    bar = tqdm(jobs, desc="encode", unit="file", dynamic_ncols=True)
-    for job in bar:
-        bar.set_postfix_str(job.source.name)
-        try:
-            if isinstance(job.source, Source):
-                encode_video(encoder, job.source, job.target, args)
+    targets = {job.source: job.target for job in jobs}
+
+    def image(path: Any) -> None:
+        encode_image(encoder, path, targets[path], args)
+
+    with tqdm(total=len(jobs), desc="encode", unit="file", dynamic_ncols=True) as bar:
+        for sources in in_passes(targets):
+            bar.set_postfix_str(sources[0].name)
+            if recordings := [source for source in sources if isinstance(source, Source)]:
+                failed += encode_recordings(encoder, recordings, targets, args)
             else:
-                encode_image(encoder, job.source, job.target, args)
-        except CannotWrite:
-            raise
-        except InputError as error:
-            failed.append(error)
+                failed += filter(None, (why_not(image, source) for source in sources))
+            bar.update(len(sources))
     print(f"{len(jobs) - len(failed)} of {len(jobs)} inputs encoded into {args.out}")
     refuse_failed(failed, len(jobs), "inputs could not be encoded; the others are")
 
@@ -101,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="pixels of the network's input, its shorter side (the model's own)")
     parser.add_argument("--crop-mode", choices=CROP_MODES, default="whole", help="how an image is fitted (%(default)s)")
     parser.add_argument(
-        "--format", choices=("safetensors", "npy"), default="safetensors", help="of features (%(default)s)"
+        "--format", choices=("safetensors", "npy", "parquet"), default="safetensors", help="of features (%(default)s)"
     )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of features (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames per second taken from videos (all)")
@@ -153,37 +158,75 @@ def _collision(one: Path | Source, other: Path | Source, target: Path) -> InputE
 def encode_image(encoder: Encoder, source: Path, target: Path, args: argparse.Namespace) -> None:
     """Write the features and the picture of one image."""
     image = open_image(source)
-    out = encoder.encode(image, size=args.size, crop_mode=args.crop_mode)
+    out = encode_images(encoder, image, args)
     if not args.no_features:
-        save_features(target, {"cls": out.cls[0], "patches": out.patches[0]}, out.grid.shape[-2:], args)
+        one = slice(None) if args.format == "parquet" else 0
+        save_features(target, {"cls": out.cls[one], "patches": out.patches[one]}, out.grid.shape[-2:], args)
     if not args.no_pictures:
         picture = side_by_side(np.asarray(image), PCA.fit(out.patches[0]), out.grid[0])
         with atomic_path(target.with_name(f"{target.name}.pca.png")) as temporary:
             Image.fromarray(picture).save(temporary)
 
 
-def encode_video(encoder: Encoder, source: Source, target: Path, args: argparse.Namespace) -> None:
-    """Write the features and the picture video of one recording, reading it front to back in bounded memory."""
+def encode_recordings(
+    encoder: Encoder, sources: Sequence[Source], targets: Mapping[Path | Source, Path], args: argparse.Namespace
+) -> list[InputError]:
+    """Write the results of recordings that are read in one pass, front to back in bounded memory.
+
+    Where pictures are written there are two passes, for their colours are fitted to the whole recording first.
+
+    Returns:
+        Why recordings cannot be read, of which nothing is written then.
+    """
+    pcas: dict[Source, PCA] = {}
+    failed: dict[Source, InputError] = {}
+
+    def fit(source: Source) -> None:
+        pcas[source] = fit_pca(encoder, source, args)
+
+    def write(source: Source) -> None:
+        encode_video(encoder, source, targets[source], args, pcas.get(source))
+
+    for step in (write,) if args.no_pictures else (fit, write):
+        if left := [source for source in sources if source not in failed]:
+            found = type(left[0]).together(left, partial(why_not, step))
+            failed.update((source, error) for source, error in zip(left, found, strict=True) if error)
+    return list(failed.values())
+
+
+def why_not(work: Callable[[_T], None], source: _T) -> InputError | None:
+    """Do some work with an input; return why it cannot be done if it is the input's fault."""
+    try:
+        work(source)
+    except CannotWrite:
+        raise
+    except InputError as error:
+        return error
+    return None
+
+
+def encode_video(
+    encoder: Encoder, source: Source, target: Path, args: argparse.Namespace, pca: PCA | None = None
+) -> None:
+    """Write the features of a recording, and the video of their colours if these are given."""
     info = source.info()
     fps = min(args.fps or info.fps, info.fps) or 25.0
     expected = round(info.frames * fps / info.fps) if info.frames and info.fps else None
-    min_interval = 1 / args.fps if args.fps else 0.0
-    pca = None if args.no_pictures else fit_pca(encoder, source, min_interval, args)
     with atomic_directory(target.parent) as staging:
-        writer = FeatureWriter(staging / target.name, args)
+        writer = FeatureWriter(staging / target.name, args, source.episode)
 
         def pictures() -> Iterator[np.ndarray]:
-            kept = source.frames(min_interval)
+            kept = source.frames(interval_of(args))
             frames = iter(tqdm(kept, source.name, expected, unit="frame", leave=False, dynamic_ncols=True))
             while batch := list(islice(frames, args.batch_size)):
-                out = encoder.encode([frame.image for frame in batch], size=args.size, crop_mode=args.crop_mode)
+                out = encode_images(encoder, [frame.image for frame in batch], args)
                 if not args.no_features:
                     writer.add(out.cls, out.patches, [frame.time for frame in batch], out.grid.shape[-2:])
                 for frame, grid in zip(batch, out.grid, strict=True):
                     if pca is not None:
                         yield side_by_side(frame.image, pca, grid)
 
-        if args.no_pictures:
+        if pca is None:
             for _ in pictures():
                 pass
         else:
@@ -191,6 +234,17 @@ def encode_video(encoder: Encoder, source: Source, target: Path, args: argparse.
         writer.close()
     if writer.parts:
         remove_older_parts(target, writer.parts, args.format)
+
+
+def encode_images(encoder: Encoder, images: Any, args: argparse.Namespace) -> EncoderOutput:
+    """Return an image's features, or several ones'; the topics of a recording, in their threads, take turns."""
+    with _TURNS:
+        return encoder.encode(images, size=args.size, crop_mode=args.crop_mode)
+
+
+def interval_of(args: argparse.Namespace) -> float:
+    """Return the seconds between frames that are taken, 0 for all."""
+    return 1 / args.fps if args.fps else 0.0
 
 
 def remove_older_parts(target: Path, parts: int, suffix: str) -> None:
@@ -203,13 +257,10 @@ def remove_older_parts(target: Path, parts: int, suffix: str) -> None:
             file.unlink()
 
 
-def fit_pca(encoder: Encoder, video: Source, min_interval: float, args: argparse.Namespace) -> PCA:
+def fit_pca(encoder: Encoder, video: Source, args: argparse.Namespace) -> PCA:
     """Fit the colours to frames spread over the whole video, so that they do not change while it plays."""
-    tokens = [
-        encoder.encode(frame.image, size=args.size, crop_mode=args.crop_mode).patches.flatten(0, 1)
-        for frame in spread(video.frames(min_interval), 16)
-    ]
-    return PCA.fit(torch.cat(tokens))
+    frames = spread(video.frames(interval_of(args)), 16)
+    return PCA.fit(torch.cat([encode_images(encoder, frame.image, args).patches.flatten(0, 1) for frame in frames]))
 
 
 def spread(items: Iterable[_T], most: int) -> list[_T]:
@@ -237,10 +288,11 @@ def side_by_side(image: np.ndarray, pca: PCA, grid: Tensor, max_height: int = 72
 class FeatureWriter:
     """Writes the features of a video's frames; after every 1,000 frames a new file, NAME.part2 and so on, begins."""
 
-    def __init__(self, target: Path, args: argparse.Namespace) -> None:
+    def __init__(self, target: Path, args: argparse.Namespace, episode: int | None = None) -> None:
         self.target = target
         self.args = args
-        self.parts = 0
+        self.episode = episode
+        self.parts = self.written = 0
         self.grid = torch.Size()
         self.rows: dict[str, list[Tensor]] = {"cls": [], "patches": [], "times": []}
 
@@ -261,23 +313,45 @@ class FeatureWriter:
         self.parts += 1
         name = self.target.name if self.parts == 1 else f"{self.target.name}.part{self.parts}"
         tensors = {key: torch.cat(rows) for key, rows in self.rows.items()}
+        if self.args.format == "parquet":  # LeRobot's names of what a frame is found by
+            number = torch.arange(self.written, self.written + len(tensors["times"]))
+            episode = {} if self.episode is None else {"episode_index": torch.full_like(number, self.episode)}
+            tensors = {**episode, "frame_index": number, "timestamp": tensors.pop("times"), **tensors}
+        self.written += len(tensors["cls"])
         save_features(self.target.with_name(name), tensors, self.grid, self.args)
         for rows in self.rows.values():
             rows.clear()
 
 
 def save_features(target: Path, tensors: dict[str, Tensor], grid: torch.Size, args: argparse.Namespace) -> None:
-    """Write tensors as one safetensors file, or as one .npy file each."""
+    """Write tensors as a file of safetensors, a table of parquet, a column each, or as .npy files."""
     dtype = getattr(torch, args.dtype)
-    stored = {k: (v if k == "times" else v.to(dtype)).cpu().contiguous() for k, v in tensors.items()}
+    stored = {k: (v.to(dtype) if k in ("cls", "patches") else v).cpu().contiguous() for k, v in tensors.items()}
     if args.format == "npy":
         for name, tensor in stored.items():
             with atomic_path(target.with_name(f"{target.name}.{name}.npy")) as temporary:
                 np.save(temporary, tensor.numpy())
         return
     metadata = {"model": str(args.model), "grid": f"{grid[0]}x{grid[1]}"}
-    with atomic_path(target.with_name(f"{target.name}.safetensors")) as temporary:
-        save_file(stored, temporary, metadata=metadata)
+    with atomic_path(target.with_name(f"{target.name}.{args.format}")) as temporary:
+        if args.format == "safetensors":
+            save_file(stored, temporary, metadata=metadata)
+        else:
+            save_table(stored, temporary, metadata)
+
+
+def save_table(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors as the columns of a parquet file, a row their first dimension, those behind it as nested lists."""
+    arrow, parquet = (import_extra(name, "robot") for name in ("pyarrow", "pyarrow.parquet"))
+
+    def column(values: np.ndarray) -> Any:
+        array = arrow.array(values.reshape(-1))
+        for length in values.shape[:0:-1]:
+            array = arrow.FixedSizeListArray.from_arrays(array, length)
+        return array
+
+    table = arrow.table({name: column(tensor.numpy()) for name, tensor in tensors.items()})
+    parquet.write_table(table.replace_schema_metadata(metadata), path)
 
 
 if __name__ == "__main__":

@@ -282,8 +282,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for entry in (staging, *staging.iterdir()):
             _give_ordinary_rights(entry)
         if not path.exists():
-            os.replace(staging, path)
-            return
+            try:
+                os.replace(staging, path)
+                return
+            except OSError:
+                if not path.exists():  # nobody else has made it meanwhile
+                    raise
         for file in sorted(staging.iterdir()):
             os.replace(file, path / file.name)
     except (OSError, SafetensorError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -22,7 +22,7 @@ from training.common.spread import spread
 from training.data.frame_store import ExtractConfig, extract_sources, find_store
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
 from video_distilled_encoder.sources import find_sources
-from video_distilled_encoder.sources.source import Asked, Source
+from video_distilled_encoder.sources.source import Asked, Source, in_passes
 
 _ABANDONED = 3600.0
 """Seconds after which a store that does not grow is given up."""
@@ -169,7 +169,7 @@ def _sweep(folder: Path) -> None:
 
 def _in_parallel(left: deque[Source], root: Path, config: ExtractConfig, workers: int) -> Iterator[Result]:
     """Yield each video as it is done. Where a process dies, the videos in work are tried one by one to find which."""
-    passes = _passes(left)
+    passes = deque(in_passes(left))
     if workers <= 1:
         for videos in passes:
             yield from _results(videos, cache(partial(extract_sources, videos, root, config)))
@@ -178,14 +178,6 @@ def _in_parallel(left: deque[Source], root: Path, config: ExtractConfig, workers
         for video in (yield from _until_a_process_dies(passes, root, config, workers)):
             if (yield from _until_a_process_dies(deque([[video]]), root, config, 1)):
                 yield video, partial(_refuse, video)
-
-
-def _passes(videos: Iterable[Source]) -> deque[list[Source]]:
-    """Return the videos in their order, those together that are read in one pass."""
-    passes: dict[object, list[Source]] = {}
-    for video in videos:
-        passes.setdefault((type(video), video.path) if video.in_one_pass else video, []).append(video)
-    return deque(passes.values())
 
 
 def _results(videos: Sequence[Source], work: Callable[[], list[Path | Exception]]) -> Iterator[Result]:

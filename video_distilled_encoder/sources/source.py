@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -135,6 +135,15 @@ class Found:
 def identity_of(content: str, *chosen: object) -> str:
     """Return the SHA-256 of a content's SHA-256 and of what is chosen of it."""
     return hashlib.sha256("\n".join([content, *map(str, chosen)]).encode()).hexdigest()
+
+
+def in_passes(sources: Iterable[_T]) -> list[list[_T]]:
+    """Return the sources, or whatever else is read, in their order, those together that are read in one pass."""
+    passes: dict[object, list[_T]] = {}
+    for source in sources:
+        together = (type(source), source.path) if isinstance(source, Source) and source.in_one_pass else source
+        passes.setdefault(together, []).append(source)
+    return list(passes.values())
 
 
 def begins_with(path: Path, magic: bytes) -> bool:

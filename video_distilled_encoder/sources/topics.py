@@ -167,8 +167,9 @@ class Topic(Source):
 
     def info(self) -> VideoInfo:
         """Return what the first messages say; a rate is that of the captures between them."""
-        if self.known:
-            return self.known
+        return self.known or self.having(feed=None)._look()
+
+    def _look(self) -> VideoInfo:
         first = list(islice(self._read(), _HELD))
         usual = _usual(stamp for stamp, _ in first)
         message = first[0][1]
@@ -182,7 +183,7 @@ class Topic(Source):
     def told(self) -> VideoInfo | None:
         """Return what `info` does of pictures in messages, unless they are damaged, as whoever reads them learns."""
         with suppress(InputError):
-            return None if next(self._read())[1].codec else self.info()
+            return None if next(self._read())[1].codec else self._look()
         return None
 
     def why_left_out(self) -> str:
