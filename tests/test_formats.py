@@ -6,6 +6,9 @@ Two cameras see two episodes, whose pictures are all different; each is written 
 import io
 import json
 import re
+import shutil
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from training.data.extraction import extract_all
+from training.data.frame_store import ExtractConfig, open_stores
 from training.reporting.page import read_clip
 from video_distilled_encoder import encode
+from video_distilled_encoder.errors import InputError, InputWarning
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.mcap_files import McapTopic
 from video_distilled_encoder.sources.source import Asked
@@ -65,7 +71,7 @@ def write_lerobot(root, version, kind="video"):
         place = "chunk-{episode_chunk:03d}/episode_{episode_index:06d}"
     info = {"codebase_version": version, "fps": FPS, "features": dict.fromkeys(CAMERAS, feature)}
     info |= {"video_path": f"videos/{{video_key}}/{place}.mp4", "data_path": f"data/{place}.parquet"}
-    info["chunks_size"] = 1000
+    info |= {"chunks_size": 1000, "total_episodes": 2}
     rows = [{"episode_index": episode, "length": LENGTH, "tasks": ["fold"]} for episode in range(2)]
     table = [
         {"episode_index": episode, "timestamp": number / FPS}
@@ -322,3 +328,140 @@ def test_all_topics_of_a_recording_are_encoded_in_one_pass_and_a_damaged_one_sto
         assert passes == (first if count == 1 else [*first[:3], ("1.mcap", "/front")])
         assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 3
     assert len(list((tmp_path / "out").rglob("*.pca.mp4"))) == 3
+
+
+def extracted(root, tmp_path, capsys):
+    """Return the stores of what can be read, by camera and episode, and all that was said of the rest."""
+    frames = tmp_path / "frames"
+    shutil.rmtree(frames, ignore_errors=True)
+    stores, said = {}, ""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            stores = extract_all([root], frames, ExtractConfig(), asked=ASKED, workers=1, skip_unreadable=True)
+        except InputError as error:
+            said = str(error)
+    found = {which(f"{store.folder}/{store.source}"): store for store in open_stores(stores)}
+    assert len(found) == len(stores)
+    for key, store in found.items():
+        assert np.allclose(store.times, np.arange(LENGTH) / FPS, atol=1e-3)
+        shown = np.stack([store.read(number) for number in range(LENGTH)])
+        assert np.abs(shown.astype(float) - images(*key)).mean((1, 2, 3)).max() < 16
+    return set(found), "\n".join([said, capsys.readouterr().err, *(str(warning.message) for warning in warned)])
+
+
+IN_A_FILE = {"videos": 1, "lerobot-v2": 1, "zarr-v2": 1, "zarr-v3": 1, "folders": 1}
+IN_A_FILE |= {"robomimic": 4, "zarr-zip": 4, "lerobot-v3-pictures": 4}
+"""Recordings that lie in the largest file of the formats; 2 in that of others."""
+
+
+def test_recordings_in_a_damaged_file_are_named_and_all_others_are_extracted(form, whole, tmp_path, capsys):
+    root = Path(shutil.copytree(whole, tmp_path / "set"))
+    files = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr.json"))]
+    file = max(files, key=lambda file: (file.stat().st_size, file))
+    content = file.read_bytes()
+    third = len(content) // 3
+    zeroed = content[:third] + bytes(third) + content[2 * third :]
+    for damage in (b"", content[:8], content[: 2 * third], zeroed, content[:-1]):
+        file.write_bytes(damage)
+        found, said = extracted(root, tmp_path, capsys)
+        lost = set(ALL) - found
+        assert len(lost) <= IN_A_FILE.get(form, 2)
+        assert lost or damage == content[:-1]  # where there is nothing but padding, or a checksum
+        assert not lost or any(str(place) in said for place in (file, *file.parents) if root in place.parents)
+        assert "object at" not in said
+        assert "attribute" not in said
+
+
+def change_table(root, change):
+    parquet, path = (
+        pytest.importorskip("pyarrow.parquet"),
+        root / "meta" / "episodes" / "chunk-000" / "file-000.parquet",
+    )
+    rows = parquet.read_table(path).to_pylist()
+    change(rows)
+    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+
+
+def cut_to_a_line(root):
+    path = root / "meta" / "episodes.jsonl"
+    path.write_text(path.read_text().splitlines()[0])
+
+
+def shorter_than_its_video(root):
+    path = root / "meta" / "episodes.jsonl"
+    path.write_text(path.read_text().replace(str(LENGTH), "10", 1))
+
+
+def overlap(rows):
+    rows[1] |= {"videos/front/from_timestamp": 1.25, "videos/front/to_timestamp": 2.75}
+
+
+def damage_a_frame(root):
+    path = root / "wrist" / "1.mp4"
+    content, half = path.read_bytes(), path.stat().st_size // 2
+    path.write_bytes(content[:half] + bytes(64) + content[half + 64 :])
+
+
+INCONSISTENT = {
+    "an episode less than are told": ("lerobot-v2", cut_to_a_line, 2, "meta names 1 episodes, and info.json tells 2"),
+    "a row less than are told": (
+        "lerobot-v3",
+        lambda root: change_table(root, list.pop),
+        2,
+        "meta names 1 episodes, and info.json tells 2",
+    ),
+    "a length that is not that of the times": (
+        "lerobot-v3",
+        lambda root: change_table(root, lambda rows: rows[0].update(length=14)),
+        2,
+        "of episode 0 that it has 14 frames, and that wrist shows it for 1.5 s, which are 12 frames",
+    ),
+    "episodes that overlap": (
+        "lerobot-v3",
+        lambda root: change_table(root, overlap),
+        3,
+        "front, episode 1 begins before episode 0 ends in .*front/chunk-000/file-000.mp4",
+    ),
+    "a file that is not there": (
+        "lerobot-v3",
+        lambda root: change_table(root, lambda rows: rows[1].update({"videos/front/file_index": 7})),
+        3,
+        "front, episode 1 of .*front/chunk-000/file-007.mp4 does not exist",
+    ),
+    "half of a description": (
+        "rlds",
+        lambda root: (root / "dataset_info.json").unlink(),
+        0,
+        "set/dataset_info.json does not exist",
+    ),
+    "an empty Zarr beside one that is whole": (
+        "zarr-zip",
+        lambda root: (root / "other.zarr.zip").touch(),
+        4,
+        "other.zarr.zip is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", INCONSISTENT)
+def test_what_does_not_fit_together_is_named_and_all_else_is_extracted(what, tmp_path, capsys):
+    form, damage, left, sentence = INCONSISTENT[what]
+    FORMATS[form](tmp_path / "set")
+    damage(tmp_path / "set")
+    found, said = extracted(tmp_path / "set", tmp_path, capsys)
+    assert len(found) == left
+    assert re.search(sentence, said)
+
+
+def test_frames_that_are_made_up_or_left_out_are_counted(tmp_path):
+    write_videos(tmp_path / "videos")
+    damage_a_frame(tmp_path / "videos")
+    (source,) = find_sources([tmp_path / "videos" / "wrist" / "1.mp4"])
+    with pytest.warns(InputWarning, match=r"wrist/1\.mp4 [1-9] frames are damaged; what is missing .* is made up"):
+        assert len(list(source.frames())) == LENGTH
+    write_lerobot(tmp_path / "set", "v2.1")
+    shorter_than_its_video(tmp_path / "set")
+    first = find_sources([tmp_path / "set"])[0]
+    with pytest.warns(InputWarning, match=r"front, episode 0: the last 2 frames of .*mp4 are left out"):
+        assert len(list(first.frames())) == 10

@@ -198,6 +198,16 @@ class HashedFile:
             self._taken = begin + len(data)
         return data
 
+    def readline(self, size: int = -1) -> bytes:
+        """Return the rest of a line, as some pictures begin with."""
+        begin = self._file.tell()
+        length = len(self._file.readline(size))
+        self.seek(begin)
+        return self.read(length)
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
     def sha256(self) -> str:
         """Return the hexadecimal SHA-256 of all that the file holds."""
         self._take(os.fstat(self._file.fileno()).st_size)

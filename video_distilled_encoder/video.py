@@ -104,7 +104,8 @@ def read_frames(
     """Decode a video, or a part of it, from front to back.
 
     Where recordings were joined, or the clock was set, time goes on with the next frame, which begins a new shot; where
-    the size changes, a new shot begins whose frames are resized and cropped to the first size. A warning says so.
+    the size changes, a new shot begins whose frames are resized and cropped to the first size. A warning says so, and
+    counts the frames that are damaged.
 
     Args:
         path: the video file.
@@ -122,11 +123,12 @@ def read_frames(
         changes: Counter[str] = Counter()
         pace = Pace(min_interval, interval)
         packets = _Packets(container)
-        decoded, new_shot = 0, False
+        decoded, damaged, new_shot = 0, 0, False
         shape: tuple[int, int] | None = None
         size: tuple[int, int] | None = None
         for frame in _within(path, span, container, _decode(packets, path)):
             decoded += 1
+            damaged += frame.is_corrupt
             time, change = clock.read(frame.time)
             if shape not in (None, (frame.width, frame.height)):
                 changes["the size changes"] += 1
@@ -152,6 +154,8 @@ def read_frames(
         if changes:
             counts = ", ".join(f"{change} ({count} x)" for change, count in changes.items())
             warn(f"in {path} {counts}: a new shot begins, time goes on, and all frames are given the first one's size")
+        if damaged:
+            warn(f"in {path} {damaged} frames are damaged; what is missing of them, and of those after, is made up")
 
 
 def _within(path: Path, span: tuple[float, float] | None, container: Any, frames: Iterable[Any]) -> Iterator[Any]:

@@ -90,12 +90,12 @@ def known(path: Path) -> bool:
 
 def _is_called_so(path: Path) -> bool:
     """Return whether a file has a recording's name, whatever is left of it."""
-    return path.suffix.lower() in _suffixes() and path.is_file()
+    return path.name.lower().endswith(_suffixes()) and path.is_file()
 
 
 @cache
-def _suffixes() -> set[str]:
-    return {suffix for reader in _readers() for suffix in getattr(reader, "SUFFIXES", ())}
+def _suffixes() -> tuple[str, ...]:
+    return tuple(suffix for reader in _readers() for suffix in getattr(reader, "SUFFIXES", ()))
 
 
 def _find(path: Path, asked: Asked, alone: bool) -> Found:

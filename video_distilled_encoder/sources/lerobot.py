@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from video_distilled_encoder.errors import InputError, first_line, import_extra
+from video_distilled_encoder.errors import InputError, first_line, import_extra, warn
 from video_distilled_encoder.files import reading, sha256
 from video_distilled_encoder.preprocessing import open_image
 from video_distilled_encoder.sources.pictures import why_left_out
-from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, identity_of
-from video_distilled_encoder.video import Pace, VideoFrame, VideoInfo, read_frames
+from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, Unreadable, identity_of
+from video_distilled_encoder.video import Pace, VideoFrame, VideoInfo, probe, read_frames
 
 _BATCH = 32
 """Rows of pictures that are read at once."""
@@ -74,10 +74,17 @@ class VideoEpisode(Episode):
         with self._named(), reading(self.file):
             return identity_of(digest(self.file), self.begin, self.length, self.fps)
 
+    def begins_within(self, other: VideoEpisode) -> bool:
+        """Return whether it begins before another, which begins before it, ends."""
+        end = other.begin + (other.length - 0.5) / other.fps
+        return (self.camera, self.file) == (other.camera, other.file) and self.begin < end
+
     def frames(self, min_interval: float = 0.0) -> Iterator[VideoFrame]:
         """Decode the stretch: half a frame before its first frame to half a frame before the next episode's."""
         begin, end = ((self.begin * self.fps + frame - 0.5) / self.fps for frame in (0, self.length))
         with self._named():
+            if self.alone and (count := probe(self.file).frames) > self.length:
+                warn(f"{self}: the last {count - self.length} frames of {self.file} are left out, as meta/ has it")
             yield from read_frames(self.file, min_interval, (begin, end), self.opener)
 
 
@@ -137,6 +144,8 @@ def recognises(path: Path) -> bool:
 
     Without it the mp4s of v3 would pass for recordings of their own, whose clips jump from episode to episode.
     """
+    if not path.is_dir():
+        return False
     if any(
         (path / "meta" / table).exists() for table in ("episodes", "episodes.jsonl", "tasks.parquet", "tasks.jsonl")
     ):
@@ -166,18 +175,40 @@ def find(path: Path, asked: Asked) -> Found:
         if not fps > 0:
             raise InputError(f"{info_file} tells {fps:g} frames a second; mend it")
         sources = [_source(path, info, fps, camera, row) for camera in cameras for row in rows]
+        told = int(info.get("total_episodes", len(rows)))
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the tables in {path / 'meta'} are malformed ({error!r}); restore them") from error
     if cameras and not sources:
         raise InputError(f"{path / 'meta'} names no episode; restore its tables")
-    return Found(sorted(sources, key=_place), left_out)
+    found = Found(list(_apart(sorted(sources, key=_place))), left_out)
+    if told != len(rows):
+        few = InputError(f"{path / 'meta'} names {len(rows)} episodes, and info.json tells {told}; restore its tables")
+        found.sources.append(Unreadable(path, path.name, str(path), few))
+    return found
+
+
+def _apart(sources: Iterable[Source]) -> Iterator[Source]:
+    """Yield the sources; of stretches of an mp4 that overlap, as damaged tables have them, the later says so."""
+    before: Source | None = None
+    for source in sources:
+        if isinstance(before, VideoEpisode) and isinstance(source, VideoEpisode) and source.begins_within(before):
+            said = f"{source} begins before episode {before.episode} ends in {source.file}; restore the tables in meta/"
+            yield _unreadable(source, InputError(said))
+        else:
+            yield source
+        before = source
+
+
+def _unreadable(source: Source, error: InputError) -> Unreadable:
+    where = source.path, source.name, source.group
+    return Unreadable(*where, error, camera=source.camera, episode=source.episode)
 
 
 def _place(source: Any) -> tuple[str, str, float, int]:
     """Return what orders the sources: files are read from front to back."""
-    return source.camera, str(source.file), getattr(source, "begin", 0.0), source.episode
+    return source.camera, str(getattr(source, "file", "")), getattr(source, "begin", 0.0), source.episode
 
 
 def _cameras(path: Path, features: dict[str, Any], asked: Asked) -> tuple[dict[str, Any], list[str]]:
@@ -199,7 +230,7 @@ def _cameras(path: Path, features: dict[str, Any], asked: Asked) -> tuple[dict[s
     return cameras, left_out
 
 
-def _source(path: Path, info: dict[str, Any], fps: float, camera: str, row: dict[str, Any]) -> Episode:
+def _source(path: Path, info: dict[str, Any], fps: float, camera: str, row: dict[str, Any]) -> Source:
     feature, number, length = info["features"][camera], int(row["episode_index"]), int(row["length"])
     size = dict(zip(feature.get("names") or (), feature["shape"], strict=False))
     height, width = (size.get(side, feature["shape"][place]) for place, side in enumerate(("height", "width")))
@@ -218,13 +249,15 @@ def _source(path: Path, info: dict[str, Any], fps: float, camera: str, row: dict
         return PictureEpisode(*where, **facts, size=(width, height))
     begin = float(row.get(f"{prefix}from_timestamp", 0.0))
     seconds = float(row.get(f"{prefix}to_timestamp", length / fps)) - begin
-    if abs(seconds * fps - length) > 0.5:
-        raise InputError(
-            f"{path / 'meta'} says of episode {number} that it has {length} frames, and that {camera} shows it for "
-            f"{seconds:g} s, which are {seconds * fps:g} frames at {fps:g} a second; restore its tables"
-        )
     alone = f"{prefix}from_timestamp" not in row
-    return VideoEpisode(*where, **facts, size=(width, height), begin=begin, alone=alone)
+    source = VideoEpisode(*where, **facts, size=(width, height), begin=begin, alone=alone)
+    if abs(seconds * fps - length) <= 0.5:
+        return source
+    said = (
+        f"{path / 'meta'} says of episode {number} that it has {length} frames, and that {camera} shows it for "
+        f"{seconds:g} s, which are {seconds * fps:g} frames at {fps:g} a second; restore its tables"
+    )
+    return _unreadable(source, InputError(said))
 
 
 def _episodes_2(path: Path, cameras: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def _opened(path: Path, opener: Opener | None = None) -> Iterator[Any]:
     with reading(path), opener(path) if opener else path.open("rb") as file:
         try:
             yield mcap.make_reader(file, validate_crcs=True)
-        except (OSError, InputError):
+        except InputError:
             raise
         except Exception as error:  # those of what decompresses chunks too
+            if isinstance(error, OSError) and error.errno != EINVAL:  # that of leaps to before the beginning
+                raise
             raise InputError(
                 f"{path} is damaged, or was not written to its end ({first_line(error)}); mend it with: mcap recover"
             ) from error

@@ -65,8 +65,9 @@ class RecordEpisode(Counted):
 
 
 def recognises(path: Path) -> bool:
-    """Return whether a folder holds TFDS's description of a data set."""
-    return (path / "features.json").is_file() and (path / "dataset_info.json").is_file()
+    """Return whether a folder holds TFDS's description of a data set, or a half of it beside records."""
+    there = [(path / name).is_file() for name in ("features.json", "dataset_info.json")]
+    return all(there) or (any(there) and any(path.glob("*.tfrecord-*")))
 
 
 def find(path: Path, asked: Asked) -> Found:
@@ -76,9 +77,7 @@ def find(path: Path, asked: Asked) -> Found:
         InputError: the descriptions are damaged, or there are no records.
     """
     try:
-        with reading(path):
-            features = json.loads((path / "features.json").read_text(encoding="utf-8"))
-            facts = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+        features, facts = _described(path / "features.json"), _described(path / "dataset_info.json")
         cameras, left_out = _cameras(path, features, asked)
         lengths = {split["name"]: list(map(int, split["shardLengths"])) for split in facts["splits"]}
         if facts.get("fileFormat", "tfrecord") != "tfrecord" or not facts["name"]:
@@ -97,6 +96,11 @@ def find(path: Path, asked: Asked) -> Found:
             found.sources += _episodes(path, file, episode, length, cameras, asked)
             episode += length
     return found
+
+
+def _described(file: Path) -> Any:
+    with reading(file):
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _cameras(path: Path, features: dict[str, Any], asked: Asked) -> tuple[dict[str, tuple[int, int]], list[str]]:

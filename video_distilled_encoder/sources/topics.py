@@ -489,7 +489,7 @@ def _video(messages: Iterable[tuple[int, Message | None]], name: str) -> Iterato
     av = import_extra("av", "robot")
     decoder: Any = None
     stamps: list[int] = []
-    count = 0
+    count = damaged = 0
     for number, (stamp, message) in enumerate(chain(messages, [(0, None)])):
         packet = None  # the last one, which asks for what the decoder holds back
         if message:
@@ -505,11 +505,14 @@ def _video(messages: Iterable[tuple[int, Message | None]], name: str) -> Iterato
             continue
         count += len(frames)
         for frame in frames:
+            damaged += frame.is_corrupt
             yield stamps[frame.pts], frame.pts, partial(frame.to_ndarray, format="rgb24")
     if not count:
         raise InputError(f"{name}: no frame of its video can be decoded; it holds no key frame, or is damaged")
     if count < len(stamps):
         warn(f"{name}: {len(stamps) - count} messages hold video that cannot be decoded, as before the first key frame")
+    if damaged:
+        warn(f"{name}: {damaged} frames of its video are damaged; what is missing of them, and after, is made up")
 
 
 def _size_of_video(messages: Iterable[tuple[int, Message]], name: str) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from video_distilled_encoder.sources.counted import WITHOUT_CLOCK
 from video_distilled_encoder.sources.pictures import why_left_out
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, Unreadable, begins_with, identity_of
 
+SUFFIXES = (".zarr.zip",)
 _GROUPS = (".zgroup", "zarr.json")
 _ENDS = "meta/episode_ends"
 
@@ -153,11 +154,11 @@ def _opened(path: Path) -> Iterator[Any]:
         import_module("imagecodecs.numcodecs").register_codecs(verbose=False)
     with reading(path):
         try:
-            store = None if path.is_dir() else storage.ZipStore(path, mode="r")
+            store: Any = None if path.is_dir() else storage.ZipStore(path, mode="r")
             try:
                 yield zarr.open_group(str(path) if store is None else store, mode="r")
             finally:
-                if store is not None:
+                with suppress(AttributeError):  # it was never opened, or is none
                     store.close()
         except (InputError, MissingExtra):
             raise
