@@ -8,8 +8,12 @@ with `--shard 0/8` to `--shard 7/8`, on one machine or many, into one folder on 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from training.common import distributed
 from training.common.cache import frame_stores
@@ -21,6 +25,12 @@ from training.data.listing import describe
 from video_distilled_encoder.errors import command
 from video_distilled_encoder.sources import look_for_sources
 from video_distilled_encoder.sources.options import add_source_options, asked_of
+
+
+def _spread(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Do as `spread`, and show how far it is."""
+    found = list(items)
+    yield from tqdm(spread(function, found, workers), "list", len(found), leave=False, dynamic_ncols=True)
 
 
 @command
@@ -43,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     asked = asked_of(args)
     if args.list:
-        each = partial(spread, workers=args.workers)
+        each = partial(_spread, workers=args.workers)
         print(describe(look_for_sources(args.paths, asked, each), each))
         return
     config = ExtractConfig(fps=args.fps, short_side=args.short_side, quality=args.quality)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError
@@ -30,6 +30,7 @@ Images: TypeAlias = Any
 CROP_MODES = ("center", "squash", "whole")
 MAX_PATCHES = 2**14
 """Of an image in mode "whole": a strip of a few pixels' height would otherwise come to any number."""
+_DAMAGED_EXIF = (struct.error, SyntaxError, KeyError, TypeError, ValueError)
 _NOISE = 1e-4
 """How far floating-point pixels may lie outside [0, 1] by rounding; they are clipped."""
 
@@ -164,10 +165,31 @@ def open_image(path: Path, opened: Any = None) -> Image.Image:
     Raises:
         InputError: the file is missing, empty, truncated or not an image.
     """
+    with _opened(path, opened) as image:
+        image.load()
+        return _to_rgb(image, str(path))
+
+
+def size_of_image(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file, upright, of which no more than the header is read.
+
+    Raises:
+        InputError: as `open_image`, as far as the header tells.
+    """
+    with _opened(path) as image:
+        _refuse_deep(image, str(path))
+        width, height = image.size
+        with suppress(*_DAMAGED_EXIF):
+            if image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # it is turned by a quarter
+                width, height = height, width
+        return width, height
+
+
+@contextmanager
+def _opened(path: Path, opened: Any = None) -> Iterator[Image.Image]:
     try:
         with Image.open(opened or path) as image:
-            image.load()
-            return _to_rgb(image, str(path))
+            yield image
     except FileNotFoundError as error:
         address = "; it is an address: download it first" if str(path).startswith(("http:", "https:")) else ""
         raise InputError(f"{path} does not exist{address}") from error
@@ -192,14 +214,18 @@ def bundled_photographs() -> list[Path]:
 
 
 def _to_rgb(image: Image.Image, what: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{what} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")
+    _refuse_deep(image, what)
     # where the block that tells how the camera was held is damaged, the pixels are not
-    with suppress(struct.error, SyntaxError, KeyError, TypeError, ValueError):
+    with suppress(*_DAMAGED_EXIF):
         image = ImageOps.exif_transpose(image)
     if image.mode in ("La", "RGBa"):  # which Pillow turns into RGB by a detour alone
         image = image.convert(image.mode.upper())
     return image.convert("RGB")
+
+
+def _refuse_deep(image: Image.Image, what: str) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{what} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")
 
 
 def _checked_values(images: Tensor) -> Tensor:

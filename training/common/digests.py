@@ -17,7 +17,7 @@ from training.common.cache import cache_root
 from video_distilled_encoder.errors import CannotWrite
 from video_distilled_encoder.files import HashedFile, sha256, sha256_of_all, write_json
 
-_YOUNG = 2.0
+YOUNG = 2.0
 """Seconds in which a file may be written again without its time telling."""
 
 
@@ -33,7 +33,7 @@ class _Note:
         states = [place.stat() for place in self.places]
         self.newest = max(state.st_mtime for state in states)
         self.sizes = [state.st_size for state in states]
-        first, stamps = self.places[0], [_stamp(state) for state in states]
+        first, stamps = self.places[0], [stamp(state) for state in states]
         self.known: dict[str, Any] = {"path": os.fspath(first), "state": stamps[0]}
         name = os.fsencode(first)
         if len(places) > 1:
@@ -51,7 +51,7 @@ class _Note:
 
     def write(self, digest: str, begin: float) -> None:
         """Remember a digest that was taken after `begin` (`time.time`), unless a file was too young for it."""
-        if self.newest < begin - _YOUNG:
+        if self.newest < begin - YOUNG:
             with suppress(CannotWrite):  # then it is read again
                 write_json(self.path, {**self.known, "sha256": digest})
 
@@ -142,5 +142,6 @@ def _alone(note: Path) -> Iterator[None]:
         yield
 
 
-def _stamp(state: os.stat_result) -> list[int]:
+def stamp(state: os.stat_result) -> list[int]:
+    """Return what changes with a file's content."""
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from video_distilled_encoder.errors import InputError
+from training.common.cache import cache_root
+from training.common.digests import YOUNG, stamp
+from video_distilled_encoder.errors import CannotWrite, InputError
+from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.sources import Each
 from video_distilled_encoder.sources.source import Found, Source
+from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import VideoInfo
 
+_NOTED = 100_000
+"""Files whose headers are remembered."""
 _HEAD = ("source", "recordings", "episodes", "hours", "frames/s", "size")
 
 
@@ -45,7 +57,7 @@ def describe(found: Found, each: Each = map) -> str:
     groups: dict[str, _Group] = defaultdict(_Group)
     damaged: list[str] = []
     sources = list(dict.fromkeys(found.sources))
-    for source, info in zip(sources, each(_info, sources), strict=True):
+    for source, info in zip(sources, _infos(sources, each), strict=True):
         if isinstance(info, InputError):
             damaged.append(str(info))
             continue
@@ -62,6 +74,41 @@ def describe(found: Found, each: Each = map) -> str:
     lines += [f"left out: {line}" for line in found.left_out]
     lines += [f"cannot be read: {line}" for line in damaged]
     return "\n".join(lines)
+
+
+def _infos(sources: list[Source], each: Each) -> Iterator[VideoInfo | InputError]:
+    """Yield what headers tell; video files that are as they were when they were last listed are not opened for it."""
+    note, begin = cache_root() / "headers.json", time.time()
+    noted: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        noted = dict(json.loads(note.read_text(encoding="utf-8")))
+    states: dict[Source, list[int]] = {
+        source: _state(source.path) for source in sources if isinstance(source, VideoFile)
+    }
+    known: dict[Source, VideoInfo] = {}
+    for video, state in states.items():
+        with suppress(LookupError, TypeError):
+            before, *facts = noted[os.path.abspath(video.path)]
+            if before == state:
+                known[video] = VideoInfo(*facts)
+    opened = iter(each(_info, [source for source in sources if source not in known]))
+    for source in sources:
+        info = known.get(source) or next(opened)
+        yield info
+        state = states.get(source, [])
+        if state and state[1] < (begin - YOUNG) * 1e9 and isinstance(info, VideoInfo):
+            place = os.path.abspath(source.path)
+            noted.pop(place, None)  # the oldest stand first
+            noted[place] = [state, *astuple(info)]
+    with suppress(CannotWrite), atomic_path(note) as temporary:  # without it they are opened again
+        temporary.write_text(json.dumps(dict(list(noted.items())[-_NOTED:])), encoding="utf-8")
+
+
+def _state(path: Path) -> list[int]:
+    """Return what changes with a file, nothing of one that is not there."""
+    with suppress(OSError):
+        return stamp(path.stat())
+    return []
 
 
 def _info(source: Source) -> VideoInfo | InputError:

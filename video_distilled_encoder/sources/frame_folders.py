@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, counted, find_frames, reading, sha256
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.preprocessing import open_image, size_of_image
 from video_distilled_encoder.sources.counted import WITHOUT_CLOCK, Counted
 from video_distilled_encoder.sources.source import Asked, Digest, Found, identity_of
 from video_distilled_encoder.video import VideoInfo
@@ -50,9 +50,9 @@ class FrameFolder(Counted):
             yield number, picture
 
     def info(self) -> VideoInfo:
-        """Count the pictures and read the first."""
+        """Count the pictures and read the first one's header."""
         files = self._files()
-        return VideoInfo(*open_image(files[0]).size, self.fps, len(files))
+        return VideoInfo(*size_of_image(files[0]), self.fps, len(files))
 
     def _files(self) -> list[Path]:
         with reading(self.path):

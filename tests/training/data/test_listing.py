@@ -1,9 +1,11 @@
 import base64
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import time
 from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from training.extract import main
 from video_distilled_encoder.sources import look_for_sources
 from video_distilled_encoder.sources.options import parse_range
 from video_distilled_encoder.sources.source import Asked
+from video_distilled_encoder.video import probe
 
 
 @pytest.fixture
@@ -175,6 +178,33 @@ def test_many_files_are_looked_at_once_each_and_by_several_processes_alike(tmp_p
     monkeypatch.setattr("training.common.spread._PATIENCE", 0.0)
     each = partial(spread, workers=2)
     assert describe(look_for_sources([tmp_path], Asked(fps=10), each), each) == text
+
+
+def test_headers_are_remembered_until_the_file_changes_and_progress_is_shown(
+    run_command, make_video, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("VDE_CACHE", str(tmp_path / "cache"))
+    video, _ = make_video("all/0.mp4", 1), make_video("all/1.mp4", 2)
+    other = make_video("other.mp4", 1, size=(96, 64))
+    for path in (video, video.with_name("1.mp4")):
+        os.utime(path, (time.time() - 60,) * 2)
+    opened = []
+    monkeypatch.setattr(
+        "video_distilled_encoder.sources.video_files.probe", lambda path: opened.append(path.name) or probe(path)
+    )
+    listed = []
+    for expected in (["0.mp4", "1.mp4"], [], ["0.mp4"], ["0.mp4"]):
+        opened.clear()
+        assert run_command(main, tmp_path / "all", "--list") is None
+        listed.append(capsys.readouterr())
+        assert opened == expected
+        if len(listed) == 2:  # another file, of another size, and too young to be remembered
+            shutil.copy(other, video)
+    assert listed[0].out == listed[1].out != listed[2].out == listed[3].out
+    assert "64x48, 96x64" in listed[2].out
+    assert "list" in listed[0].err
+    assert "0/2" in listed[0].err
+    assert "0.00 hours" in listed[0].out
 
 
 def test_ranges():

@@ -76,6 +76,15 @@ def test_the_identity_is_of_the_pictures_and_the_rate(folders, tmp_path):
     assert left.identity() != copy.identity()
 
 
+def test_a_camera_that_was_held_upright_is_listed_so(folders):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(12):
+        Image.new("RGB", (48, 32)).save(folders / "left" / f"frame_{number}.png", exif=exif)
+    left, _ = find_sources([folders], Asked(fps=4))
+    assert (left.info().width, left.info().height) == next(iter(left.frames())).image.shape[1::-1] == (32, 48)
+
+
 def test_a_picture_that_is_damaged_or_of_another_size_is_named(folders):
     left, right = find_sources([folders], Asked(fps=4))
     Image.new("RGB", (32, 32)).save(folders / "left" / "frame_7.png")

@@ -198,15 +198,8 @@ def test_a_missing_or_short_file_is_named_with_its_episode(version_2, version_3,
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"length": 14}, "says of episode 2 that it has 14 frames"),
-        ({f"videos/{CAMERAS[1]}/from_timestamp": None}, "are malformed"),
-        ({"episode_index": "x"}, "are malformed"),
-    ],
-)
-def test_tables_that_contradict_are_refused(version_3, tmp_path, change, message):
+@pytest.mark.parametrize("change", [{f"videos/{CAMERAS[1]}/from_timestamp": None}, {"episode_index": "x"}])
+def test_malformed_tables_are_refused(version_3, tmp_path, change):
     root = damaged(version_3, tmp_path)
     table = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     rows = parquet.read_table(table).to_pylist()
@@ -214,7 +207,7 @@ def test_tables_that_contradict_are_refused(version_3, tmp_path, change, message
         rows = [row | {"episode_index": str(row["episode_index"])} for row in rows]
     rows[2] |= change
     write_table(table, rows)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="are malformed"):
         find_sources([root])
 
 
