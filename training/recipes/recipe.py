@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -137,9 +138,13 @@ class Recipe:
 
 
 def read_recipe(name: str | Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, or several on top of one another, and settings ("--run.steps=10") on top."""
+    """Read a recipe by name or path, or several on top of one another, and settings ("--run.steps=10") on top.
+
+    Raises:
+        InputError: there is no such recipe, or a setting is impossible.
+    """
     names = [name] if isinstance(name, str) else name
-    return parse_settings(["--recipe", *names, *overrides])[1]
+    return _parse(["--recipe", *names, *overrides], _parser_alone)[1]
 
 
 def parse_settings(
@@ -158,7 +163,11 @@ def parse_settings(
     Raises:
         InputError: there is no such recipe, or a setting is impossible.
     """
-    jsonargparse = import_extra("jsonargparse", "train")
+    return _parse(argv, partial(_parser, add_arguments=add_arguments, **options))
+
+
+def _parse(argv: Sequence[str], parser_of: Callable[[str], Any]) -> tuple[Any, Recipe]:
+    """Parse a command line with the parser of its method."""
     choice = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     choice.add_argument("--recipe", nargs="+", default=[DEFAULT])
     paths = [find_file(name, RECIPES, "recipe") for name in choice.parse_known_args(argv)[0].recipe]
@@ -167,24 +176,35 @@ def parse_settings(
     lists = number_lists.settings(sections)
     number_lists.check(content, lists)
     argv = number_lists.on_command_line(argv, lists)
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = parser_of(content["method"])
     with TemporaryDirectory() as folder:
         merged = Path(folder) / "merged.yaml"
         merged.write_text(yaml.safe_dump(content), encoding="utf-8")
         # a recipe alone is read from its own file, which --help and errors then name
-        file = paths[0] if len(paths) == 1 else merged
-        parser = jsonargparse.ArgumentParser(
-            default_config_files=[str(file)], formatter_class=_help_formatter(jsonargparse), **options
-        )
-        add_arguments(parser)
-        known = f"YAML files, each on top of those before it, or any of: {', '.join(names_in(RECIPES))}"
-        parser.add_argument("--recipe", nargs="+", default=[DEFAULT], help=known)
-        parser.add_argument("--method", help="set by the recipe")
-        for name, config in sections.items():
-            parser.add_class_arguments(config, name)
+        parser.default_config_files = [str(paths[0] if len(paths) == 1 else merged)]
         settings = parser.parse_args(argv)
     built = parser.instantiate(settings)
     return settings, Recipe(method=settings.method, **{name: built[name] for name in sections})
+
+
+def _parser(method: str, add_arguments: Callable[[Any], None] = lambda parser: None, **options: Any) -> Any:
+    """Return what parses a method's command line."""
+    jsonargparse = import_extra("jsonargparse", "train")
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(formatter_class=_help_formatter(jsonargparse), **options)
+    add_arguments(parser)
+    known = f"YAML files, each on top of those before it, or any of: {', '.join(names_in(RECIPES))}"
+    parser.add_argument("--recipe", nargs="+", default=[DEFAULT], help=known)
+    parser.add_argument("--method", help="set by the recipe")
+    for name, config in _sections(method).items():
+        parser.add_class_arguments(config, name)
+    return parser
+
+
+@cache
+def _parser_alone(method: str) -> Any:
+    """Return the same for recipes that are read in code: to put it together takes most of the time."""
+    return _parser(method)
 
 
 def _help_formatter(jsonargparse: Any) -> type[argparse.HelpFormatter]:
