@@ -15,7 +15,7 @@ from torch import Tensor
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera
 
 PARITY_IMAGES = 8

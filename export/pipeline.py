@@ -21,7 +21,7 @@ from video_distilled_encoder import Encoder, model_directory, runtimes
 from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.hub import find_model
-from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.image_files import bundled_photographs
 from video_distilled_encoder.runtimes import tensorrt as engines
 from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, REGISTERS, SUFFIXES, Artefact, Camera, sidecar
 from video_distilled_encoder.runtimes.runtime import Runtime

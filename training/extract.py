@@ -6,6 +6,8 @@ Interrupted, the same command goes on. Under torchrun its processes share the re
 with `--shard 0/8` to `--shard 7/8`, on one machine or many, into one folder on shared storage.
 """
 
+# Its own processes import this file too, so torch is imported where it is used.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.common import distributed
 from training.common.cache import frame_stores
 from training.common.commands import command_parser, parse_shard
 from training.common.spread import spread
-from training.data.extraction import extract_together
 from training.data.frame_store import ExtractConfig
 from training.data.listing import describe
 from video_distilled_encoder.errors import command
@@ -36,6 +36,9 @@ def _spread(function: Callable[[Any], Any], items: Iterable[Any], workers: int) 
 @command
 def main() -> None:
     """Run the command."""
+    from training.common import distributed
+    from training.data.extraction import extract_together
+
     defaults = ExtractConfig()
     parser = command_parser("extract", __doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="videos, data sets, or folders searched for them")

@@ -33,8 +33,9 @@ from video_distilled_encoder.encoder import Encoder, EncoderOutput
 from video_distilled_encoder.errors import CannotWrite, InputError, command, import_extra, refuse_failed
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_directory, atomic_path, find_files
 from video_distilled_encoder.hub import DEFAULT_RELEASE
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.pca import PCA
-from video_distilled_encoder.preprocessing import CROP_MODES, open_image
+from video_distilled_encoder.preprocessing import CROP_MODES
 from video_distilled_encoder.sources import find_sources, is_data_set
 from video_distilled_encoder.sources.options import add_source_options, asked_of
 from video_distilled_encoder.sources.source import Asked, Source, in_passes

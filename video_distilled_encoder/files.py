@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from video_distilled_encoder.errors import CannotWrite, InputError, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor  # what only reads video needs no torch
 
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".jp2", ".heic", ".heif"),

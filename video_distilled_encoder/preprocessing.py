@@ -8,18 +8,18 @@ every device. timm's and transformers' own transforms on PIL differ by that roun
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.image_files import open_image, to_rgb
 from video_distilled_encoder.model_config import ModelConfig
 from video_distilled_encoder.resize import resize_and_crop
 from video_distilled_encoder.tokens import check_size
@@ -30,7 +30,6 @@ Images: TypeAlias = Any
 CROP_MODES = ("center", "squash", "whole")
 MAX_PATCHES = 2**14
 """Of an image in mode "whole": a strip of a few pixels' height would otherwise come to any number."""
-_DAMAGED_EXIF = (struct.error, SyntaxError, KeyError, TypeError, ValueError)
 _NOISE = 1e-4
 """How far floating-point pixels may lie outside [0, 1] by rounding; they are clipped."""
 
@@ -100,7 +99,7 @@ def _load(images: Images) -> tuple[list[Tensor], tuple[int, ...]]:
         return _load(open_image(Path(images)))
     if isinstance(images, Image.Image):
         try:
-            array = np.array(_to_rgb(images, "the PIL image"))
+            array = np.array(to_rgb(images, "the PIL image"))
         except (OSError, SyntaxError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -153,79 +152,6 @@ def _merge(batches: Iterable[Tensor]) -> list[Tensor]:
     batches = list(batches)
     alike = len({(batch.shape[1:], batch.dtype, batch.device) for batch in batches}) == 1
     return [torch.cat(batches)] if alike and len(batches) > 1 else batches
-
-
-def open_image(path: Path, opened: Any = None) -> Image.Image:
-    """Read an image file, upright (EXIF orientation applied).
-
-    Args:
-        path: its name.
-        opened: the same, opened for reading.
-
-    Raises:
-        InputError: the file is missing, empty, truncated or not an image.
-    """
-    with _opened(path, opened) as image:
-        image.load()
-        return _to_rgb(image, str(path))
-
-
-def size_of_image(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file, upright, of which no more than the header is read.
-
-    Raises:
-        InputError: as `open_image`, as far as the header tells.
-    """
-    with _opened(path) as image:
-        _refuse_deep(image, str(path))
-        width, height = image.size
-        with suppress(*_DAMAGED_EXIF):
-            if image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # it is turned by a quarter
-                width, height = height, width
-        return width, height
-
-
-@contextmanager
-def _opened(path: Path, opened: Any = None) -> Iterator[Image.Image]:
-    try:
-        with Image.open(opened or path) as image:
-            yield image
-    except FileNotFoundError as error:
-        address = "; it is an address: download it first" if str(path).startswith(("http:", "https:")) else ""
-        raise InputError(f"{path} does not exist{address}") from error
-    except InputError:
-        raise
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"cannot be read as an image ({error})"
-        mend = "; convert it to JPEG first" if path.suffix.lower() in (".heic", ".heif") else ""
-        raise InputError(f"{path} {reason}{mend}") from error
-
-
-def bundled_photographs() -> list[Path]:
-    """Return the real photographs that come with the package, on which features are compared."""
-    return sorted((Path(__file__).parent / "photographs").glob("*.jpg"))
-
-
-def _to_rgb(image: Image.Image, what: str) -> Image.Image:
-    _refuse_deep(image, what)
-    # where the block that tells how the camera was held is damaged, the pixels are not
-    with suppress(*_DAMAGED_EXIF):
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("La", "RGBa"):  # which Pillow turns into RGB by a detour alone
-        image = image.convert(image.mode.upper())
-    return image.convert("RGB")
-
-
-def _refuse_deep(image: Image.Image, what: str) -> None:
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{what} has more than 8 bits a channel (mode {image.mode}); convert it to 8-bit RGB first")
 
 
 def _checked_values(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export.benchmark.rows import DTYPES, Row
 from video_distilled_encoder import Encoder, load_runtime
 from video_distilled_encoder.errors import InputError, first_line, import_extra
-from video_distilled_encoder.preprocessing import bundled_photographs, open_image
+from video_distilled_encoder.image_files import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import Artefact
 
 

@@ -26,7 +26,7 @@ from training.engine.initial_weights import start_from
 from training.methods.method import At
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError, ModelConfig, load_runtime
-from video_distilled_encoder.preprocessing import bundled_photographs, open_image
+from video_distilled_encoder.image_files import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera
 
 FAMILIES = {

@@ -30,7 +30,7 @@ from export.latency import Latency
 from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError, ModelConfig
 from video_distilled_encoder.errors import InputWarning
-from video_distilled_encoder.preprocessing import bundled_photographs, open_image
+from video_distilled_encoder.image_files import bundled_photographs, open_image
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera, sidecar
 
 TIMM = "timm:vit_tiny_patch16_224"

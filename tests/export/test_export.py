@@ -19,7 +19,7 @@ from export.network import Network, cubic_weights  # noqa: E402
 from export.pipeline import export  # noqa: E402
 from video_distilled_encoder import Encoder, InputError, load_runtime  # noqa: E402
 from video_distilled_encoder.files import sha256  # noqa: E402
-from video_distilled_encoder.preprocessing import bundled_photographs, open_image  # noqa: E402
+from video_distilled_encoder.image_files import bundled_photographs, open_image  # noqa: E402
 from video_distilled_encoder.runtimes import tensorrt as engines  # noqa: E402
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera  # noqa: E402
 

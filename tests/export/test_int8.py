@@ -8,7 +8,7 @@ from export import onnx as onnx_format
 from export.job import Job
 from export.network import Network
 from video_distilled_encoder import Encoder, ModelConfig
-from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.image_files import bundled_photographs
 from video_distilled_encoder.runtimes.artefact import FEATURES, Artefact
 
 onnx = pytest.importorskip("onnx")

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from video_distilled_encoder import Encoder, InputError, ModelConfig
-from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.image_files import bundled_photographs
 from video_distilled_encoder.stacks import prismatic
 
 BASE, REGISTRY = "prismatic.models.backbones.vision.base_vision", "prismatic.models.materialize"

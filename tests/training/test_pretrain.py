@@ -15,12 +15,13 @@ from PIL import Image
 from training.common.yaml_files import names_in
 from training.data.frame_store import open_stores
 from training.engine import checkpoint
+from training.engine.arguments import parse_arguments
 from training.engine.assembly import build_method, clip_index
 from training.engine.directory import digest_of
 from training.engine.initial_weights import start_from
 from training.engine.log import read_log
 from training.engine.run import pretrain
-from training.pretrain import main, parse_arguments
+from training.pretrain import main
 from training.recipes.recipe import RECIPES, read_recipe
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder.errors import InputWarning

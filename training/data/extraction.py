@@ -12,17 +12,20 @@ from contextlib import suppress
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from training.common import distributed, stop
-from training.common.distributed import World
+from training.common import stop
 from training.common.machine import processors
 from training.common.spread import spread
 from training.data.frame_store import ExtractConfig, extract_sources, find_store
 from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked, Source, in_passes
+
+if TYPE_CHECKING:
+    from training.common.distributed import World
 
 _ABANDONED = 3600.0
 """Seconds after which a store that does not grow is given up."""
@@ -131,6 +134,8 @@ def extract_together(
         InputError: in the main process, of what failed in any, when all are done: a launcher ends the others where one
             fails.
     """
+    from training.common import distributed  # torch, which the processes that extract do without
+
     count, error = 0, ""
     workers = workers or max(1, processors() // world.local_size)
     try:

@@ -25,11 +25,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from training.common.digests import NotRememberedError, ReadOnce, recalled_sha256
 from training.data import jpeg
@@ -39,6 +39,9 @@ from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.sources.source import Source
 from video_distilled_encoder.video import VideoFrame
+
+if TYPE_CHECKING:
+    from torch import Tensor  # processes that extract need no torch
 
 _META = "video.json"
 

@@ -22,7 +22,7 @@ from training.models.model import Model
 from training.models.video_encoder import VideoEncoderModel
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 
 BATCH = 8
 

@@ -25,7 +25,7 @@ from video_distilled_encoder import Encoder, model_directory
 from video_distilled_encoder.errors import InputError, first_line, import_extra
 from video_distilled_encoder.files import atomic_path
 from video_distilled_encoder.hub import BUNDLED_RELEASES
-from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.image_files import bundled_photographs
 from video_distilled_encoder.tokens import encode_tokens
 
 MIN_COSINE = 0.9999

@@ -20,7 +20,7 @@ from torch import Tensor
 from training.evaluation.data.partners import find_partners
 from training.evaluation.metrics.correspondence import cycle_share
 from training.models.model import Model
-from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.image_files import bundled_photographs
 
 GAPS = (0.1, 0.25, 0.5, 1.0, 2.0)
 """Seconds between two frames."""

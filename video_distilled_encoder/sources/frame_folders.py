@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, counted, find_frames, reading, sha256
-from video_distilled_encoder.preprocessing import open_image, size_of_image
+from video_distilled_encoder.image_files import open_image, size_of_image
 from video_distilled_encoder.sources.counted import WITHOUT_CLOCK, Counted
 from video_distilled_encoder.sources.source import Asked, Digest, Found, identity_of
 from video_distilled_encoder.video import VideoInfo

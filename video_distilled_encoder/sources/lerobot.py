@@ -20,7 +20,7 @@ from PIL import Image
 
 from video_distilled_encoder.errors import InputError, first_line, import_extra, warn
 from video_distilled_encoder.files import reading, sha256
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.sources.pictures import why_left_out
 from video_distilled_encoder.sources.source import Asked, Digest, Found, Source, Unreadable, identity_of
 from video_distilled_encoder.video import Pace, VideoFrame, VideoInfo, probe, read_frames

@@ -2,7 +2,7 @@ import numpy as np
 
 from training.data.cuts import find_cuts
 from training.data.frame_store import ExtractConfig, FrameStore, extract_source
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import read_frames, write_video
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from training.data import jpeg
 from training.data.box import Box
-from video_distilled_encoder.preprocessing import bundled_photographs
+from video_distilled_encoder.image_files import bundled_photographs
 
 
 def photograph(width, height):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 
 VOID = 255
 """No class."""

@@ -22,7 +22,7 @@ from training.evaluation.features import extract
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.sources import find_sources, is_data_set
 from video_distilled_encoder.sources.options import add_source_options, asked_of
 from video_distilled_encoder.sources.source import Asked, Source

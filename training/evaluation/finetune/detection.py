@@ -26,8 +26,8 @@ from training.evaluation.finetune.backbone import MULTIPLE, VitPyramid
 from training.evaluation.finetune.cascade import CascadeRoIHeads
 from training.evaluation.finetune.training import autocast
 from video_distilled_encoder.errors import InputError, import_extra, warn
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.model_config import ModelConfig
-from video_distilled_encoder.preprocessing import open_image
 
 CHANNELS = 256
 HEAD_WIDTH = 1024

@@ -37,7 +37,7 @@ from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.statistics.figures import by_unit, percent
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
-from video_distilled_encoder.preprocessing import open_image
+from video_distilled_encoder.image_files import open_image
 
 RUNS = 12
 

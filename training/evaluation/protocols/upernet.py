@@ -38,8 +38,8 @@ from training.evaluation.finetune.upernet import UperNet
 from training.evaluation.metrics.segmentation import confusion_matrix, figures_by_unit, sum_by_unit
 from training.models.model import Model
 from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.model_config import ModelConfig
-from video_distilled_encoder.preprocessing import open_image
 
 
 @dataclass(frozen=True)
