@@ -1,6 +1,14 @@
 import json
 import os
+import select
 import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 # Two test processes are the two processors' work; read when numpy, torch and the Hub's library are imported, here and
@@ -209,3 +217,95 @@ def coloured_set():
         return root
 
     return write
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    """Where to ask for processes in which the code that trains is imported already."""
+    place = tmp_path_factory.mktemp("fork") / "server"
+    modules = ["training.engine.arguments", "training.engine.run", "video_distilled_encoder.stream", "jsonargparse"]
+    command = [sys.executable, Path(__file__).with_name("fork_server.py"), place, *modules]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True) as server:
+        deadline = time.monotonic() + 120
+        while not place.exists():
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield place
+        server.stdin.close()
+
+
+class Running:
+    """A process that `start` started."""
+
+    def __init__(self, place, folder, words, environment, largest_file):
+        self._out, self._err = (folder / f"{name}{time.monotonic_ns()}" for name in ("out", "err"))
+        wanted = {"words": [*map(str, words)], "out": str(self._out), "err": str(self._err)}
+        wanted |= {"environment": {**os.environ, **environment}, "largest_file": largest_file}
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(str(place))
+        self._connection.sendall(json.dumps(wanted).encode() + b"\n")
+        (self.pid,) = struct.unpack("i", self._connection.recv(4))
+        self.returncode = None
+
+    def poll(self, seconds=0.0):
+        """Return the exit status, which is the signal's number below 0 if one ended it, or None if it is at work."""
+        if self.returncode is None and select.select([self._connection], [], [], seconds)[0]:
+            (self.returncode,) = struct.unpack("i", self._connection.recv(4))
+            self._connection.close()
+        return self.returncode
+
+    def wait(self, seconds=300.0):
+        """Return the exit status when it has ended."""
+        status = self.poll(seconds)
+        assert status is not None, f"still at work after {seconds} s: {self.err()}"
+        return status
+
+    def kill(self):
+        """End it, and none of its children."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def out(self):
+        """Return what it has printed."""
+        return self._out.read_text() if self._out.exists() else ""
+
+    def err(self):
+        """Return what it has printed on standard error."""
+        return self._err.read_text() if self._err.exists() else ""
+
+
+@pytest.fixture
+def start(fork_server, tmp_path_factory):
+    """Start `python` with some words (-m MODULE …, or -c PROGRAM …) as a process and a group of processes of its own.
+
+    It is forked from one that has imported what it needs, which would take it most of its time.
+    """
+    running, folder = [], tmp_path_factory.mktemp("processes")
+
+    def start(*words, environment=(), largest_file=None):
+        running.append(Running(fork_server, folder, words, dict(environment), largest_file))
+        return running[-1]
+
+    yield start
+    for process in running:  # and the children of one that was killed
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start_world(start):
+    """Start a command in processes that are each other's peers, as a launcher does, which tells them by variables."""
+
+    def start_world(*words, size=2, machines=1):
+        with socket.socket() as place:
+            place.bind(("127.0.0.1", 0))
+            port = place.getsockname()[1]
+        here = size // machines
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": here}
+        return [
+            start(*words, environment={n: str(v) for n, v in (common | {"RANK": i, "LOCAL_RANK": i % here}).items()})
+            for i in range(size)
+        ]
+
+    return start_world

@@ -142,11 +142,11 @@ def test_a_half_line_of_the_log_is_left_out(losses, run, clip, frames, tmp_path)
     assert losses(out) == losses(run)
 
 
-def test_a_directory_in_which_a_run_is_at_work_is_refused(run, clip, frames, tmp_path):
+def test_a_directory_in_which_a_run_is_at_work_is_refused(run, clip, frames, tmp_path, start):
     out, recipe = tmp_path / "run", read_recipe("smoke")
     shutil.copytree(run, out)
     program = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from training.engine.directory import held
 with held(Path(sys.argv[1])):
@@ -154,15 +154,16 @@ with held(Path(sys.argv[1])):
         os._exit(0)
     os.wait()
     print("held", flush=True)
-    input()
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"another run is at work in {out}"):
-            pretrain([clip], out, recipe, frames=frames, resume=True)
-        other.communicate("\n")
+    other = start("-c", program, out, tmp_path / "enough")
+    while other.out() != "held\n":
+        assert other.poll(0.01) is None, other.err()
+    with pytest.raises(InputError, match=f"another run is at work in {out}"):
+        pretrain([clip], out, recipe, frames=frames, resume=True)
+    (tmp_path / "enough").touch()
+    assert other.wait() == 0
     pretrain([clip], out, recipe, frames=frames, resume=True)
     assert not (out / ".lock").exists()
 
@@ -186,22 +187,11 @@ def test_bf16_learns_as_fp32_does(losses, clip, frames, tmp_path, targets):
     assert losses(tmp_path / "bf16") != losses(tmp_path / "fp32")
 
 
-def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, frames, tmp_path):
+def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, frames, tmp_path, start):
     out = tmp_path / "timed"
-    command = [
-        sys.executable,
-        "-m",
-        "training.pretrain",
-        "--data",
-        str(clip),
-        "--frames",
-        str(frames),
-        "--out",
-        str(out),
-    ]
-    command += ["--recipe", "smoke", "--views.low_resolution=0.5", "--max-time", "00:00:20"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert result.returncode == 0, result.stderr
+    words = ["--data", clip, "--frames", frames, "--out", out, "--recipe", "smoke", "--views.low_resolution=0.5"]
+    process = start("-m", "training.pretrain", *words, "--max-time", "00:00:10")
+    assert process.wait() == 0, process.err()
     rows = read_log(out / "log.jsonl")
     plan = checkpoint.load_newest(out / "checkpoints").plan
     assert len(rows) == plan.steps > 8
@@ -214,7 +204,7 @@ def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, f
 def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--run.checkpoint_every=1000000"])
-    pretrain([clip], whole, recipe, frames=frames, max_seconds=12.0)
+    pretrain([clip], whole, recipe, frames=frames, max_seconds=8.0)
     saved = checkpoint.load_newest(whole / "checkpoints")
     shutil.copytree(whole, cut)
     early, late = sorted((cut / "checkpoints").iterdir())  # of the first revision, and of the end
@@ -354,7 +344,7 @@ def test_weights_of_another_architecture_are_refused(encoder, clip, frames, tmp_
     assert not (tmp_path / "frames").exists()  # nor were hours of video extracted first
 
 
-def test_workers_end_with_a_run_that_fails(clip, frames, tmp_path):
+def test_workers_end_with_a_run_that_fails(clip, frames, tmp_path, start):
     program = """
 import sys
 from pathlib import Path
@@ -369,11 +359,9 @@ trainer.Trainer.optimize = fail
 clip, out, frames = map(Path, sys.argv[1:])
 pretrain([clip], out, read_recipe("smoke", ["--run.workers=2"]), frames=frames)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, clip, tmp_path / "run", frames], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1
-    assert "out of memory, say" in done.stderr
+    process = start("-c", program, clip, tmp_path / "run", frames)
+    assert process.wait(120) == 1
+    assert "out of memory, say" in process.err()
 
 
 @pytest.fixture

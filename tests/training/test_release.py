@@ -92,7 +92,7 @@ def test_one_command_from_videos_to_a_release_and_it_goes_on(run_command, words,
 def test_a_time_is_the_length_of_the_training_once(run_command, words, tmp_path, one_thread, rate_of_the_last_step):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({**RELEASE, **ALONE}))
     (tmp_path / "card.md").write_text("---\nlicense: apache-2.0\n---\n{{run: steps}} steps")
-    words += ["--run.workers=0", "--time", "00:00:20"]
+    words += ["--run.workers=0", "--time", "00:00:10"]
     assert run_command(main, *words) is None
     rows = read_log(tmp_path / "out" / "run" / "log.jsonl")
     assert len(rows) == checkpoint.load_newest(tmp_path / "out" / "run" / "checkpoints").plan.steps

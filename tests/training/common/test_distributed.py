@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,11 +20,11 @@ from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder, InputError
 
 ROOT = Path(__file__).parents[3]
-SETTINGS = ["--recipe", "smoke", "--run.steps=20", "--run.device=cpu", "--backbone.drop_path=0.2"]
+COMMAND = ["-m", "training.pretrain"]
+SETTINGS = ["--recipe", "smoke", "--run.steps=8", "--run.device=cpu", "--backbone.drop_path=0.2", "--run.batch_size=4"]
 
 
 LAUNCHERS = {
-    "none": [],
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
     "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"],
 }
@@ -36,7 +35,7 @@ def options_of(clip, frames, out, *extra):
     return ["--data", str(clip), "--frames", str(frames), "--out", str(out), *SETTINGS, *extra]
 
 
-def command(launcher, *arguments):
+def launched(launcher, *arguments):
     return [sys.executable, *LAUNCHERS[launcher], "-m", "training.pretrain", *options_of(*arguments)]
 
 
@@ -46,10 +45,9 @@ def frames(tmp_path_factory):
     return tmp_path_factory.mktemp("frames")
 
 
-def launch(*arguments):
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=500, check=False
-    )
+def all_end(processes):
+    """Wait for processes and return their exit statuses and what they said."""
+    return [process.wait() for process in processes], "".join(process.err() for process in processes)
 
 
 LAST_BLOCK = ["--backbone.train_blocks=1", "--optimizer.backbone_scale=0.5", "--optimizer.learning_rate=0.001"]
@@ -87,14 +85,14 @@ TEACHERS = ["--objective.spatial_teacher={tiny}", "--objective.semantic_teacher=
     ids=["vfd-centering", "vfd-sinkhorn_knopp", "ibot", "timet", "paka", "dora", "rsp", "poodle", "frame1", "frame2"],
 )
 def test_two_gloo_processes_equal_one(
-    losses, clip, frames, photograph, tiny_directory, tmp_path, options, run_command, one_thread
+    losses, clip, frames, photograph, tiny_directory, tmp_path, options, run_command, one_thread, start_world
 ):
     options = [option.replace("{tiny}", str(tiny_directory)) for option in options]
     assert run_command(main, *options_of(clip, frames, tmp_path / "one", *options)) is None
-    result = launch("torchrun", clip, frames, tmp_path / "two", *options)
-    assert result.returncode == 0, result.stderr
+    ends, said = all_end(start_world(*COMMAND, *options_of(clip, frames, tmp_path / "two", *options)))
+    assert ends == [0, 0], said
     one, two = (torch.tensor(losses(tmp_path / name)) for name in ("one", "two"))
-    assert len(one) == 20
+    assert len(one) == 8
     assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
     features = [
         Encoder.from_pretrained(tmp_path / name / "encoder").encode(photograph).patches for name in ("one", "two")
@@ -102,11 +100,13 @@ def test_two_gloo_processes_equal_one(
     assert torch.allclose(*features, atol=1e-3)
 
 
-def test_two_processes_follow_one_plan_to_the_end_of_their_time(clip, tmp_path, rate_of_the_last_step):
+def test_two_processes_follow_one_plan_to_the_end_of_their_time(
+    clip, frames, tmp_path, rate_of_the_last_step, start_world
+):
     run = tmp_path / "run"
-    options = ["--max-time=00:00:30", "--views.low_resolution=0.5", "--run.log_every=3"]
-    result = launch("torchrun", clip, tmp_path / "frames", run, *options)
-    assert result.returncode == 0, result.stderr
+    options = ["--max-time=00:00:10", "--views.low_resolution=0.5", "--run.log_every=3"]
+    ends, said = all_end(start_world(*COMMAND, *options_of(clip, frames, run, *options)))
+    assert ends == [0, 0], said
     plan = checkpoint.load_newest(run / "checkpoints").plan
     rows = read_log(run / "log.jsonl")
     assert len(rows) == plan.steps
@@ -114,16 +114,17 @@ def test_two_processes_follow_one_plan_to_the_end_of_their_time(clip, tmp_path, 
     assert rows[-1]["learning_rate"] == pytest.approx(rate_of_the_last_step(run))
 
 
-def test_accelerate_launches_the_same_command(clip, tmp_path):
+def test_accelerate_launches_the_same_command(clip, frames, tmp_path):
     pytest.importorskip("accelerate")
-    result = launch("accelerate", clip, tmp_path / "frames", tmp_path / "run", "--run.steps=2")
+    words = launched("accelerate", clip, frames, tmp_path / "run", "--run.steps=2")
+    result = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=500, check=False)
     assert result.returncode == 0, result.stderr
     assert "clips on 2 x cpu" in result.stderr
 
 
-def test_a_process_that_dies_ends_the_others_with_its_reason(clip, tmp_path):
+def test_a_process_that_dies_ends_the_others_with_its_reason(clip, frames, tmp_path):
     log = tmp_path / "run" / "log.jsonl"
-    arguments = command("torchrun", clip, tmp_path / "frames", tmp_path / "run", "--run.steps=5000")
+    arguments = launched("torchrun", clip, frames, tmp_path / "run", "--run.steps=5000")
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as job:
         try:
             deadline = time.monotonic() + 120
@@ -148,49 +149,25 @@ def process_of_rank(rank, launcher):
     raise AssertionError(f"no process of rank {rank}")
 
 
-def machines(port, data, frames, out):
-    """Start a run on two machines, of a process each, that share a folder of frame stores."""
-    for number in range(2):
-        launcher = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}", "--master-addr=127.0.0.1"]
-        words = ["-m", "torch.distributed.run", *launcher, f"--master-port={port}", "-m", "training.pretrain"]
-        options = ["--data", data, "--frames", frames, "--out", out, *SETTINGS[:2], "--run.device=cpu"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        yield subprocess.Popen(
-            [sys.executable, *map(str, [*words, *options])], cwd=ROOT, env=environment, text=True, **pipes
-        )
-
-
-def free_port():
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
-
-
-def test_machines_share_the_extraction_and_go_on_when_one_was_killed(tmp_path, make_video):
+def test_machines_share_the_extraction_and_go_on_when_one_was_killed(tmp_path, make_video, start_world):
     for number in range(8):
-        make_video(f"videos/{number}.mp4", seconds=4 + number / 2, fps=30, size=(640, 480))
+        make_video(f"videos/{number}.mp4", seconds=4 + number / 2, fps=30, size=(320, 240))
     frames, out = tmp_path / "frames", tmp_path / "run"
-    jobs = list(machines(free_port(), tmp_path / "videos", frames, out))
-    try:
-        begun, deadline = set(), time.monotonic() + 120
-        while len(begun) < 2:
-            assert time.monotonic() < deadline
-            assert all(job.poll() is None for job in jobs), [job.communicate()[1] for job in jobs if job.poll()]
-            begun = {parent(int(file.name.split(".")[1])) for file in frames.rglob(".*.zip")} - {None}
-            time.sleep(0.02)
-        killed = process_of_rank(1, jobs[1].pid)
-        assert killed in begun
-        os.kill(killed, signal.SIGKILL)
-        assert all(job.wait(120) for job in jobs)
-    finally:
-        for job in jobs:
-            job.kill()
+    words = [*COMMAND, *options_of(tmp_path / "videos", frames, out, "--run.steps=2")]
+    jobs = start_world(*words, machines=2)
+    begun, deadline = set(), time.monotonic() + 120
+    while len(begun) < 2:
+        assert time.monotonic() < deadline
+        assert all(job.poll() is None for job in jobs), [job.err() for job in jobs]
+        begun = {parent(int(file.name.split(".")[1])) for file in frames.rglob(".*.zip")} - {None}
+        time.sleep(0.02)
+    assert begun == {job.pid for job in jobs}
+    jobs[1].kill()
+    assert all(all_end(jobs)[0])
     stores = {store: store.stat().st_mtime_ns for store in frames.rglob("[!.]*.zip")}
     assert stores
-    jobs = list(machines(free_port(), tmp_path / "videos", frames, out))
-    errors = [job.communicate(timeout=200)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], errors
+    ends, said = all_end(start_world(*words, machines=2))
+    assert ends == [0, 0], said
     whole = {store: store.stat().st_mtime_ns for store in frames.rglob("[!.]*.zip")}
     assert len(whole) == 8
     assert stores.items() <= whole.items()
@@ -205,10 +182,11 @@ def parent(process):
         return None
 
 
-def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, tmp_path):
-    result = launch("torchrun", clip, tmp_path / "frames", tmp_path / "run", "--run.batch_size=5")
-    assert result.returncode != 0
-    assert "run.batch_size 5 cannot be shared equally by 2 processes" in result.stderr
+def test_a_batch_that_cannot_be_shared_ends_all_processes_with_the_reason(clip, tmp_path, start_world):
+    words = options_of(clip, tmp_path / "frames", tmp_path / "run", "--run.batch_size=5")
+    ends, said = all_end(start_world(*COMMAND, *words))
+    assert ends == [1, 1]
+    assert "run.batch_size 5 cannot be shared equally by 2 processes" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -1,9 +1,9 @@
 """Optical flow against motions that are known, SciPy and torchvision; and its cache."""
 
-import multiprocessing
 import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -209,24 +209,26 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
     assert np.isfinite(Flows(SMALL).between(frames, 0, 1).there).all()
 
 
-def compute(store, barrier, results):
+def compute(store, number):
     torch.set_num_threads(1)
-    barrier.wait()
-    flows = Flows(SMALL)
-    results.put([flows.between(store, first, first + 2).there for first in range(6)])
+    store, flows = FrameStore(Path(store)), Flows(SMALL)
+    ready = [store.path.with_name(f"{worker}.ready") for worker in range(2)]
+    ready[int(number)].touch()
+    while not all(file.exists() for file in ready):
+        pass
+    found = np.stack([flows.between(store, first, first + 2).there for first in range(6)])
+    np.save(store.path.with_name(f"found{number}"), found)
 
 
-def test_workers_share_it(store, tmp_path):
-    spawn = multiprocessing.get_context("spawn")
+def test_workers_share_it(store, tmp_path, start):
     store = copied(store, tmp_path)
-    barrier, results = spawn.Barrier(2), spawn.Queue()
-    workers = [spawn.Process(target=compute, args=(store, barrier, results)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    one, other = (results.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join(60)
-    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['compute'](*sys.argv[2:])"
+    workers = [start("-c", code, __file__, store.path, number) for number in range(2)]
+    assert [worker.wait(120) for worker in workers] == [0, 0], [worker.err() for worker in workers]
+    one, other = (tmp_path / f"found{number}.npy" for number in range(2))
+    assert one.read_bytes() == other.read_bytes()
+    one.unlink()
+    other.unlink()
     files = [path.name for path in tmp_path.rglob("*.npy")]
     assert sorted(files) == [f"{first:06d}-{first + 2:06d}.npy" for first in range(6)]
 

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +25,6 @@ from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked
 from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import read_frames, write_video
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_frames_and_times_survive(clip, tmp_path):
@@ -244,44 +240,44 @@ def test_shards_are_parts_of_the_whole(tmp_path, make_video, count):
     assert [FrameStore(store).source[0] for store in turned] == [*names]
 
 
-def extract(videos, frames, *options, launcher=()):
-    words = [*launcher, "-m", "training.extract", videos, "--frames", frames, "--workers", "1", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, text=True, **pipes)
+def extract(videos, frames, *options):
+    return ["-m", "training.extract", videos, "--frames", frames, "--workers", "1", *options]
 
 
-def test_two_processes_share_a_folder_and_one_that_is_killed_goes_on(tmp_path, make_video):
+def test_two_processes_share_a_folder_and_one_that_is_killed_goes_on(tmp_path, make_video, start):
     for number in range(8):
-        make_video(f"videos/{number}.mp4", seconds=5 + number, fps=30, size=(320, 240))
+        make_video(f"videos/{number}.mp4", seconds=5 + number, fps=30, size=(160, 120))
     age(*(tmp_path / "videos").iterdir())
-    folder = tmp_path / "frames" / ExtractConfig().folder
-    one, other = (extract(tmp_path / "videos", tmp_path / "frames", "--shard", f"{number}/2") for number in (0, 1))
+    folder, words = tmp_path / "frames" / ExtractConfig().folder, extract(tmp_path / "videos", tmp_path / "frames")
+    one, other = (start(*words, "--shard", f"{number}/2") for number in (0, 1))
     while one.poll() is None and not list(folder.glob(f".{one.pid}.*.zip")):
         time.sleep(0.01)
     one.kill()
-    one.communicate()
-    assert "4 frame stores" in other.communicate()[0]
+    assert one.wait() == -signal.SIGKILL
+    assert other.wait() == 0, other.err()
+    assert "4 frame stores" in other.out()
     stores = sorted(folder.glob("[!.]*.zip"))
     assert 4 <= len(stores) < 8
     made = {store: store.stat().st_mtime_ns for store in stores}
-    out, err = extract(tmp_path / "videos", tmp_path / "frames").communicate()
-    assert "8 frame stores" in out, err
-    assert {store: store.stat().st_mtime_ns for store in stores} == made
+    again = start(*words)
+    assert again.wait() == 0, again.err()
+    assert "8 frame stores" in again.out()
+    assert made.items() <= {store: store.stat().st_mtime_ns for store in folder.glob("[!.]*.zip")}.items()
     assert sorted(FrameStore(store).source for store in folder.glob("[!.]*.zip")) == [f"{n}.mp4" for n in range(8)]
 
 
-def test_a_launchers_processes_share_the_videos_and_tell_of_all_that_fail(tmp_path, make_video):
+def test_a_launchers_processes_share_the_videos_and_tell_of_all_that_fail(tmp_path, make_video, start_world):
     for number in range(4):
         make_video(f"videos/{number}.mp4", seconds=0.3 + 0.1 * number)
     (tmp_path / "videos" / "3.mp4").write_bytes(b"damaged")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = extract(tmp_path / "videos", tmp_path / "frames", launcher=launcher)
-    _, err = process.communicate()
-    assert process.returncode
-    assert err.count("3.mp4 cannot be read as a video") == 1
+    words = extract(tmp_path / "videos", tmp_path / "frames")
+    ends = [(process.wait(), process.err()) for process in start_world(*words)]
+    assert any(status for status, _ in ends)
+    assert "".join(said for _, said in ends).count("3.mp4 cannot be read as a video") == 1
     assert len(list((tmp_path / "frames").rglob("[!.]*.zip"))) == 3
-    process = extract(tmp_path / "videos", tmp_path / "frames", "--skip-unreadable", launcher=launcher)
-    assert "3 frame stores" in process.communicate()[0]
+    main, other = start_world(*words, "--skip-unreadable")
+    assert main.wait() == other.wait() == 0, main.err() + other.err()
+    assert "3 frame stores" in main.out()
 
 
 def test_a_damaged_episode_of_a_data_set_is_left_out_and_clips_stay_in_theirs(aloha, tmp_path, capsys):

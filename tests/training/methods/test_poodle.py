@@ -207,10 +207,10 @@ def test_batch_norm_is_torchs_in_training_and_keeps_nothing():
     assert sum(isinstance(module, BatchNorm) for module in method.teacher.modules()) == 2 * 3 + 2
 
 
-def share_of(rank, folder):
+def share_of(folder):
     """Compute the gradients of one of two clips, averaged over two processes that see one each."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    rank = distributed.start("cpu").rank
     method = build("--objective.norm=batch").double()
     replica = distributed.replicate(method)
     half = {group: {name: x[rank : rank + 1] for name, x in views.items()} for group, views in batch().items()}
@@ -219,12 +219,14 @@ def share_of(rank, folder):
     mean = distributed.average(loss.detach())
     if rank == 0:
         gradients = {name: parameter.grad for name, parameter in method.student.named_parameters()}
-        torch.save({"loss": mean, **gradients}, folder / "found.pt")
+        torch.save({"loss": mean, **gradients}, f"{folder}/found.pt")
     distributed.stop()
 
 
-def test_batch_norm_sees_the_clips_of_all_processes(tmp_path, one_thread):
-    torch.multiprocessing.spawn(share_of, (tmp_path,), nprocs=2)
+def test_batch_norm_sees_the_clips_of_all_processes(tmp_path, one_thread, start_world):
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['share_of'](sys.argv[2])"
+    processes = start_world("-c", code, __file__, tmp_path)
+    assert [process.wait(120) for process in processes] == [0, 0], [process.err() for process in processes]
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     method = build("--objective.norm=batch").double()
     loss = method(batch(), At(0.2)).total
