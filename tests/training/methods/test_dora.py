@@ -265,5 +265,5 @@ def test_it_begins_at_a_release_and_tells_of_itself(clip, tmp_path, learnt_a_lit
     recipe = read_recipe(["dora"], [*settings, "--extract.short_side=128", "--extract.fps=10"])
     assert "GFLOP a clip" in dry_run([clip], tmp_path / "run", recipe, tmp_path / "frames", False)
     pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
-    learnt_a_little(tmp_path / "run")
+    learnt_a_little(tmp_path / "run", "nota/vfd-vits16")
     assert {"kept", "overlap", "cls_feature_std"} <= read_log(tmp_path / "run" / "log.jsonl")[-1].keys()

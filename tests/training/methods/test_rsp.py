@@ -373,17 +373,17 @@ def test_a_run_learns_resumes_to_the_bit_and_tells_of_itself(clip, tmp_path):
     assert all(torch.equal(states[0].model[f"student.backbone.{name}"], tensor) for name, tensor in saved.items())
 
 
-def test_it_begins_at_a_release_and_is_gone_on_from(clip, tmp_path):
+def test_it_begins_at_a_release_and_is_gone_on_from(clip, tmp_path, tiny_directory, from_tiny):
     settings = ["--run.workers=0", "--run.steps=2", "--run.batch_size=2", "--run.log_every=1", "--extract.fps=10"]
     settings += ["--views.global_size=64", "--extract.short_side=128"]
     run, frames = tmp_path / "run", tmp_path / "frames"
     read = lambda *more: read_recipe(["rsp-cpu"], [*settings, *more])  # noqa: E731
-    pretrain([clip], run, read("--run.init_from=nota/vfd-vits16"), frames=frames)
-    begin, end = (Encoder.from_pretrained(name).backbone.state_dict() for name in ("nota/vfd-vits16", run / "encoder"))
+    pretrain([clip], run, read(*from_tiny), frames=frames)
+    begin, end = (Encoder.from_pretrained(name).backbone.state_dict() for name in (tiny_directory, run / "encoder"))
     assert all(torch.allclose(begin[name], end[name], atol=0.05) for name in begin)
     assert torch.equal(begin["pos_embed"], end["pos_embed"])
     assert not torch.equal(begin["blocks.3.attn.qkv.weight"], end["blocks.3.attn.qkv.weight"])
-    pretrain([clip], tmp_path / "next", read(f"--run.init_from={run / 'handover'}"), frames=frames)
+    pretrain([clip], tmp_path / "next", read(*from_tiny, f"--run.init_from={run / 'handover'}"), frames=frames)
     state = checkpoint.load_newest(tmp_path / "next" / "checkpoints").model
     first = checkpoint.load_newest(run / "checkpoints").model
     assert torch.allclose(state["student.decoder.mask_token"], first["student.decoder.mask_token"], atol=0.02)
