@@ -145,7 +145,8 @@ def lerobot(clip, tmp_path_factory):
     images = [np.asarray(Image.fromarray(frame.image).resize((96, 64))) for frame in read_frames(clip)]
     episodes = [{"episode_index": number, "length": 20} for number in range(3)]
     for camera in cameras:
-        write_video(root / video_path.format(video_key=camera, chunk_index=0, file_index=0), images, 10)
+        seen = images if camera == cameras[0] else [np.ascontiguousarray(image[:, ::-1]) for image in images]
+        write_video(root / video_path.format(video_key=camera, chunk_index=0, file_index=0), seen, 10)
         for number, episode in enumerate(episodes):
             ends = {"from_timestamp": 2.0 * number, "to_timestamp": 2.0 * number + 2}
             episode |= {f"videos/{camera}/{k}": v for k, v in ends.items()}

@@ -104,7 +104,7 @@ def test_two_processes_follow_one_plan_to_the_end_of_their_time(
     clip, frames, tmp_path, rate_of_the_last_step, start_world
 ):
     run = tmp_path / "run"
-    options = ["--max-time=00:00:10", "--views.low_resolution=0.5", "--run.log_every=3"]
+    options = ["--max-time=00:00:12", "--views.low_resolution=0.5", "--run.log_every=3"]
     ends, said = all_end(start_world(*COMMAND, *options_of(clip, frames, run, *options)))
     assert ends == [0, 0], said
     plan = checkpoint.load_newest(run / "checkpoints").plan
