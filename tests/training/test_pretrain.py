@@ -388,6 +388,16 @@ def test_a_run_starts_from_a_timm_vit_by_name_or_file(timm_in_cache, recwarn):
             assert torch.equal(tower.backbone.blocks[7].mlp.fc1.weight, model.blocks[7].mlp.fc1.weight)
 
 
+def test_a_run_starts_from_a_bundled_release_by_name():
+    settings = ["--backbone.architecture=vit_small_patch16_224", "--backbone.model_args={}"]
+    method = build_method(read_recipe("smoke", settings))
+    start_from("nota/vfd-vits16", method)
+    release = Encoder.from_pretrained("nota/vfd-vits16").backbone.state_dict()
+    for tower in (method.student, method.teacher):
+        found = tower.backbone.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in release.items())
+
+
 def test_half_precision_weights_are_trained_in_single_precision(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "half", dtype=torch.float16)
     recipe = read_recipe("smoke", ["--backbone.model_args.depth=6"])

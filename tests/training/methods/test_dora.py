@@ -258,12 +258,12 @@ def test_what_cannot_be_is_refused(setting, message):
         build(setting)
 
 
-def test_it_begins_at_a_release_and_tells_of_itself(clip, tmp_path, learnt_a_little):
-    settings = ["--run.init_from=nota/vfd-vits16", "--run.workers=0", "--run.steps=2", "--run.batch_size=1"]
+def test_it_begins_at_a_release_and_tells_of_itself(clip, tmp_path, learnt_a_little, tiny_directory, from_tiny):
+    settings = [*from_tiny, "--run.workers=0", "--run.steps=2", "--run.batch_size=1"]
     settings += ["--clips.frames=2", "--clips.stride=0.5", "--views.global_size=64", "--views.local_size=32"]
     settings += ["--views.local_views=1", "--objective.head.prototypes=32", "--run.log_every=1"]
     recipe = read_recipe(["dora"], [*settings, "--extract.short_side=128", "--extract.fps=10"])
     assert "GFLOP a clip" in dry_run([clip], tmp_path / "run", recipe, tmp_path / "frames", False)
     pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
-    learnt_a_little(tmp_path / "run", "nota/vfd-vits16")
+    learnt_a_little(tmp_path / "run", tiny_directory)
     assert {"kept", "overlap", "cls_feature_std"} <= read_log(tmp_path / "run" / "log.jsonl")[-1].keys()
