@@ -224,7 +224,7 @@ def coloured_set():
 def fork_server(tmp_path_factory):
     """Where to ask for processes in which the code that trains is imported already."""
     place = tmp_path_factory.mktemp("fork") / "server"
-    modules = ["training.engine.arguments", "training.engine.run", "video_distilled_encoder.stream", "jsonargparse"]
+    modules = ["training.engine.arguments", "training.engine.run", "jsonargparse"]
     command = [sys.executable, Path(__file__).with_name("fork_server.py"), place, *modules]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True) as server:
         deadline = time.monotonic() + 120

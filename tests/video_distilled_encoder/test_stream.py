@@ -1,4 +1,6 @@
 import asyncio
+import subprocess
+import sys
 import threading
 import weakref
 from time import monotonic
@@ -547,9 +549,10 @@ print("done")
 
 
 @pytest.mark.parametrize("kind", ["Hung", "Busy", "Stubborn", "Encoder"])
-def test_a_stream_that_nobody_closes_does_not_hold_up_the_end_of_the_process(kind, tiny_directory, start):
-    process = start("-c", ENDS, kind, tiny_directory)
-    assert (process.wait(60), process.out(), process.err()) == (0, "done\n", "")
+def test_a_stream_that_nobody_closes_does_not_hold_up_the_end_of_the_process(kind, tiny_directory):
+    command = [sys.executable, "-c", ENDS, kind, tiny_directory]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
 
 
 def test_a_stream_that_nobody_holds_lets_its_encoder_go():
