@@ -262,6 +262,7 @@ def test_it_begins_at_a_release_and_tells_of_itself(clip, tmp_path, learnt_a_lit
     settings = [*from_tiny, "--run.workers=0", "--run.steps=2", "--run.batch_size=1"]
     settings += ["--clips.frames=2", "--clips.stride=0.5", "--views.global_size=64", "--views.local_size=32"]
     settings += ["--views.local_views=1", "--objective.head.prototypes=32", "--run.log_every=1"]
+    settings += ["--objective.objects=2"]  # the heads of its last block
     recipe = read_recipe(["dora"], [*settings, "--extract.short_side=128", "--extract.fps=10"])
     assert "GFLOP a clip" in dry_run([clip], tmp_path / "run", recipe, tmp_path / "frames", False)
     pretrain([clip], tmp_path / "run", recipe, frames=tmp_path / "frames")
