@@ -6,8 +6,6 @@ Interrupted, the same command goes on. Under torchrun its processes share the re
 with `--shard 0/8` to `--shard 7/8`, on one machine or many, into one folder on shared storage.
 """
 
-# Its own processes import this file too, so torch is imported where it is used.
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +34,7 @@ def _spread(function: Callable[[Any], Any], items: Iterable[Any], workers: int) 
 @command
 def main() -> None:
     """Run the command."""
-    from training.common import distributed
+    from training.common import distributed  # torch, which its own processes, that import this file, do without
     from training.data.extraction import extract_together
 
     defaults = ExtractConfig()
@@ -50,7 +48,7 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=defaults.quality, help="JPEG quality (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
     parser.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="only part I, from 0, of N that have one --frames (all)"
+        "--shard", type=parse_shard, metavar="I/N", help="only part I, from 0, of N to one --frames (all)"
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out recordings that cannot be read")
     args = parser.parse_args()
