@@ -37,7 +37,6 @@ def main() -> None:
     from training.common import distributed  # torch, which its own processes, that import this file, do without
     from training.data.extraction import extract_together
 
-    defaults = ExtractConfig()
     parser = command_parser("extract", __doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="videos, data sets, or folders searched for them")
     parser.add_argument("--list", action="store_true", help="only tell what is there, before anything is decoded")
@@ -45,10 +44,10 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, default=frame_stores(), help="folder of the frame stores (%(default)s)")
     parser.add_argument("--fps", type=float, help="frames kept per second (all)")
     parser.add_argument("--short-side", type=int, help="resize larger frames to this many pixels (do not)")
-    parser.add_argument("--quality", type=int, default=defaults.quality, help="JPEG quality (%(default)s)")
+    parser.add_argument("--quality", type=int, default=ExtractConfig().quality, help="JPEG quality (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes (one per processor)")
     parser.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="only part I, from 0, of N to one --frames (all)"
+        "--shard", type=parse_shard, metavar="I/N", help="only part I, from 0, of N that have one --frames (all)"
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out recordings that cannot be read")
     args = parser.parse_args()
