@@ -1,12 +1,14 @@
-"""`map`, which is spread over the processors where it takes long."""
+"""Processes that share work, and `map`, which is spread over them where it takes long."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 from training.common.machine import processors
@@ -36,7 +38,7 @@ def spread(function: Callable[[Any], Any], items: Iterable[Any], workers: int = 
         yield result
     if done == len(left):
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare_output) as pool:
+    with worker_pool(workers) as pool:
         try:
             yield from pool.map(function, left[done:], chunksize=max(1, min(50, (len(left) - done) // workers)))
         except BrokenProcessPool as error:
@@ -44,3 +46,20 @@ def spread(function: Callable[[Any], Any], items: Iterable[Any], workers: int = 
                 "a process was ended from outside, perhaps for want of memory or by a damaged file, while recordings "
                 "were looked at; the same command with --workers 1 goes on in one"
             ) from error
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Return a pool of so many processes, which print as commands do, and end with this one however that ends."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+
+
+def _begin() -> None:
+    prepare_output()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)  # it waits for work that nobody hands in any more

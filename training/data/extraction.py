@@ -6,11 +6,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,9 @@ from tqdm import tqdm
 
 from training.common import stop
 from training.common.machine import processors
-from training.common.spread import spread
+from training.common.spread import spread, worker_pool
 from training.data.frame_store import ExtractConfig, extract_sources, find_store
-from video_distilled_encoder.errors import CannotWrite, InputError, prepare_output, refuse_failed
+from video_distilled_encoder.errors import CannotWrite, InputError, refuse_failed
 from video_distilled_encoder.sources import find_sources
 from video_distilled_encoder.sources.source import Asked, Source, in_passes
 
@@ -206,7 +205,7 @@ def _until_a_process_dies(
         InputError: it died because all were asked to stop.
     """
     jobs: dict[Future[list[Path | Exception]], list[Source]] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare_output) as pool:
+    with worker_pool(workers) as pool:
         try:
             while left or jobs:
                 while left and len(jobs) < workers:
