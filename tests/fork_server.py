@@ -20,6 +20,7 @@ import sys
 
 def serve(place, modules):
     """Return in each process that is to be a program, with what is wanted of it; end when standard input does."""
+    sys.path[0] = os.getcwd()  # as for `python -m`; beside this file `training` is that of the tests
     for module in modules:
         importlib.import_module(module)
     listener = socket.socket(socket.AF_UNIX)
@@ -61,7 +62,6 @@ def become(wanted):
     os.environ.update(wanted["environment"])
     if wanted["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (wanted["largest_file"],) * 2)
-    sys.path[0] = os.getcwd()
     kind, what, *words = wanted["words"]
     sys.argv = [what if kind == "-m" else kind, *words]
     if kind == "-m":
