@@ -1,3 +1,5 @@
+import functools
+import hashlib
 import json
 import os
 import select
@@ -9,7 +11,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 # Two test processes are the two processors' work; read when numpy, torch and the Hub's library are imported, here and
 # in the commands that tests start.
@@ -20,9 +24,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
-from video_distilled_encoder import Encoder, ModelConfig
+from export import latency
+from video_distilled_encoder import Encoder, InputError, ModelConfig
 from video_distilled_encoder.video import read_frames, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +39,25 @@ def _own_cache(tmp_path_factory):
     """Nothing is left in the user's cache, and nothing there decides a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VDE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_table_of_operators():
+    """Let torch read its table of ONNX's operators, a quarter of a small export, once a process."""
+    exporter = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    read = exporter.ONNXRegistry.from_torchlib
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter.ONNXRegistry, "from_torchlib", staticmethod(functools.cache(read)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_are_timed_for_a_moment():
+    """Not for a second each, which many exports add up to a minute and a half."""
+    with pytest.MonkeyPatch.context() as patch:
+        brief = SimpleNamespace(measure=functools.partial(latency.measure, seconds=0.05), Latency=latency.Latency)
+        patch.setattr("export.pipeline.latency", brief)
         yield
 
 
@@ -92,6 +117,51 @@ def shallow_directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models") / "shallow"
     Encoder(config.build_backbone(), config, card="# A shallow test encoder\n").eval().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Fill a folder once for all tests, whatever process they run in: of a name, by `make(folder)`."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def made_once(name, make):
+        folder, unfinished = shared / name, shared / f"{name}.new"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def export_once(shallow_directory, made_once, need_compiler):
+    """Export the shallow network, once for all tests that want the same; returns the file."""
+
+    def export_once(format, **how):
+        from export.pipeline import export
+        from video_distilled_encoder.runtimes.artefact import FEATURES, SUFFIXES
+
+        for package in {"openvino": ["openvino"], "onnx": ["onnxscript", "onnxruntime"]}.get(format, []):
+            pytest.importorskip(package)
+        if format == "aoti":
+            need_compiler()
+            how = {"outputs": ("layer_0", *FEATURES), **how}
+        how = {"format": format, "size": (32, 32), "batch": (1, 1, 4), "layer_parity": False, **how}
+        name = f"encoder{SUFFIXES[format]}"
+        words = hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest()
+        try:
+            return made_once(words, lambda folder: export(shallow_directory, folder / name, **how)) / name
+        except InputError as error:
+            if "does not compute in bf16" in str(error):
+                pytest.skip(str(error))
+            raise
+
+    return export_once
 
 
 @pytest.fixture
@@ -224,7 +294,9 @@ def coloured_set():
 def fork_server(tmp_path_factory):
     """Where to ask for processes in which the code that trains is imported already."""
     place = tmp_path_factory.mktemp("fork") / "server"
-    modules = ["training.engine.arguments", "training.engine.run", "jsonargparse"]
+    modules = ["training.engine.arguments", "training.engine.run", "jsonargparse", "av"]
+    drawing = {"matplotlib": "matplotlib.pyplot", "tensorboard": "torch.utils.tensorboard"}
+    modules += [module for package, module in drawing.items() if find_spec(package)]
     command = [sys.executable, Path(__file__).with_name("fork_server.py"), place, *modules]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True) as server:
         deadline = time.monotonic() + 120

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,16 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from export.pipeline import export
 from video_distilled_encoder import Encoder, load_runtime
-from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera
+from video_distilled_encoder.runtimes.artefact import Camera
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
-SIZE = (64, 64)
+SIZE = (32, 32)
 PROGRAMS = {"onnx_encoder": "onnx", "openvino_encoder": "openvino", "aoti_encoder": "aoti"}
 FEATURES = ("cls", "patches", "grid")
-COMPILED = ("layer_0", *FEATURES)
-"""What the one export for AOTInductor gives: to compile it takes longest."""
 
 
 def find_libraries():
@@ -45,63 +41,44 @@ def run(*command):
 
 
 @pytest.fixture(scope="module")
-def configure(tmp_path_factory, need_compiler):
-    """Configure the project anew; returns the build folder and what CMake said."""
+def configure(need_compiler):
+    """Configure the project in a build folder; returns what CMake said."""
     if not shutil.which("cmake"):
         pytest.skip("cmake is not installed")
     need_compiler()
 
-    def configure(*options):
-        build = tmp_path_factory.mktemp("build")
+    def configure(build, *options):
         status, output = run("cmake", "-S", SOURCE, "-B", build, *options)
         assert status == 0, output
-        return build, output
+        return output
 
     return configure
 
 
 @pytest.fixture(scope="module")
-def program(configure):
+def program(configure, made_once):
     """Return the path of a built program, or skip the test with the reason why it cannot be built."""
     libraries = find_libraries()
     options = [option for option in libraries.values() if option.startswith("-D")]
-    build, said = configure("-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options)
-    status, output = run("cmake", "--build", build, "--parallel", "2")
-    assert status == 0, output
+
+    def build(folder):
+        (folder / "said").write_text(configure(folder, "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options))
+        status, output = run("cmake", "--build", folder, "--parallel", "2")
+        assert status == 0, output
 
     def program(name):
         if not libraries[name].startswith("-D"):
             pytest.skip(libraries[name])
-        assert f"{name} is left out" not in said
-        return build / name
+        folder = made_once("cpp", build)
+        assert f"{name} is left out" not in (folder / "said").read_text()
+        return folder / name
 
     return program
 
 
 @pytest.fixture(scope="module")
-def exported(shallow_directory, tmp_path_factory):
-    """Export an encoder once in a format; returns the file."""
-
-    @cache
-    def exported(format, camera=None, precision="fp32", outputs=None):
-        if format != "aoti":
-            pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
-            pytest.importorskip("onnxscript")
-        out = tmp_path_factory.mktemp(format) / f"encoder{SUFFIXES[format]}"
-        export(
-            shallow_directory,
-            out,
-            format=format,
-            precision=precision,
-            size=SIZE,
-            batch=(1, 1, 1),
-            camera=camera,
-            outputs=outputs or (COMPILED if format == "aoti" else FEATURES),
-            layer_parity=False,
-        )
-        return out
-
-    return exported
+def exported(export_once):
+    return export_once
 
 
 def assert_features(output, prefix, expected):
@@ -120,7 +97,7 @@ def test_a_program_gives_torchs_features(name, format, program, exported, shallo
     executable = program(name)
     encoder = Encoder.from_pretrained(shallow_directory)
     encoder.preprocess(photograph, size=SIZE).numpy().tofile(tmp_path / "pixels.raw")
-    status, output = run(executable, exported(format), tmp_path / "pixels.raw", "1x3x64x64", tmp_path / "features")
+    status, output = run(executable, exported(format), tmp_path / "pixels.raw", "1x3x32x32", tmp_path / "features")
     assert status == 0, output
     assert "20 calls: median" in output
     assert_features(output, tmp_path / "features", encoder.encode(photograph, size=SIZE))
@@ -131,7 +108,7 @@ def test_a_program_takes_camera_frames(name, program, exported, shallow_director
     executable = program(name)
     frame = np.array(Image.open(photograph).convert("RGB").resize((128, 96)))
     frame.tofile(tmp_path / "frame.raw")
-    model = exported("onnx", Camera(96, 128))
+    model = exported("onnx", camera=Camera(96, 128), batch=(1, 1, 1))
     status, output = run(executable, model, tmp_path / "frame.raw", "1x96x128x3", tmp_path / "features")
     assert status == 0, output
     expected = Encoder.from_pretrained(shallow_directory).encode(frame, size=SIZE)
@@ -144,9 +121,9 @@ def test_a_program_refuses_what_the_export_does_not_take(name, program, exported
     pixels = tmp_path / "pixels.raw"
     np.zeros((1, 3, *SIZE), np.float32).tofile(pixels)
     for shape, reason in {
-        "1x3x32x128": "",
-        "4x3x64x64": "",  # uint8, by the file's size
-        "1x3x64x80": "pixels.raw holds 49152 bytes; 1x3x64x80 takes 15360 as uint8 or 61440 as float32",
+        "1x3x16x64": "",
+        "4x3x32x32": "",  # uint8, by the file's size
+        "1x3x32x40": "pixels.raw holds 12288 bytes; 1x3x32x40 takes 3840 as uint8 or 15360 as float32",
         "1x3xmany": "such as 1x3x224x224; got 1x3xmany",
     }.items():
         status, output = run(executable, model, pixels, shape, tmp_path / "features")
@@ -161,12 +138,12 @@ def test_a_program_refuses_what_the_export_does_not_take(name, program, exported
 
 @pytest.mark.parametrize(("name", "format"), PROGRAMS.items(), ids=lambda value: value.split("_")[0])
 def test_outputs_are_those_of_the_sidecar(name, format, program, exported, shallow_directory, photograph, tmp_path):
-    executable, names = program(name), COMPILED if format == "aoti" else ("layer_0", "cls")
+    executable, names = program(name), ("layer_0", *(FEATURES if format == "aoti" else ["cls"]))
     encoder = Encoder.from_pretrained(shallow_directory)
     pixels = encoder.preprocess(photograph, size=SIZE)
     pixels.numpy().tofile(tmp_path / "pixels.raw")
-    model = exported(format) if format == "aoti" else exported(format, outputs=names)
-    status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x64x64", tmp_path / "features")
+    model = exported(format, outputs=names)
+    status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x32x32", tmp_path / "features")
     assert status == 0, output
     layer = encoder.intermediate_layers(pixels, n=[0])[0]
     wanted = {"layer_0": torch.cat([layer.cls[:, None], layer.patches], 1), **encoder(pixels)._asdict()}
@@ -181,7 +158,7 @@ def test_outputs_are_those_of_the_sidecar(name, format, program, exported, shall
 def test_the_camera_loop_encodes_the_newest_frame_and_counts_the_rest(
     name, program, exported, shallow_directory, photograph
 ):
-    executable, model = program(name), exported("onnx", Camera(96, 128))
+    executable, model = program(name), exported("onnx", camera=Camera(96, 128), batch=(1, 1, 1))
     picture = np.array(Image.open(photograph).convert("RGB").resize((128, 96)))
     frames = [np.zeros_like(picture)] * 300 + [picture]
     command = [executable, model, "-"]
@@ -208,7 +185,7 @@ def test_openvino_computes_in_the_export_s_precision(program, exported, shallow_
     got = {}
     for precision in ("fp32", "bf16"):
         model = exported("openvino", precision=precision)
-        status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x64x64", tmp_path / precision)
+        status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x32x32", tmp_path / precision)
         assert status == 0, output
         got[precision] = torch.from_numpy(np.fromfile(tmp_path / f"{precision}.cls.f32", np.float32))
         expected = load_runtime(model).encode(photograph).cls[0]
@@ -222,7 +199,7 @@ def test_a_program_without_usable_facts_says_so(name, program, exported, tmp_pat
     np.zeros((1, 3, *SIZE), np.float32).tofile(tmp_path / "pixels.raw")
     copy = tmp_path / model.name
     copy.write_bytes(model.read_bytes())
-    arguments = (copy, tmp_path / "pixels.raw", "1x3x64x64", tmp_path / "features")
+    arguments = (copy, tmp_path / "pixels.raw", "1x3x32x32", tmp_path / "features")
     status, output = run(executable, *arguments)
     assert status == 1
     assert f"{copy}.json cannot be read" in output
@@ -242,7 +219,7 @@ def test_onnx_runtime_is_never_silently_on_the_cpu(program, exported, tmp_path):
     executable, pixels = program("onnx_encoder"), tmp_path / "pixels.raw"
     np.zeros((1, 3, *SIZE), np.float32).tofile(pixels)
     for device in ("cuda", "cuda:1", "tpu"):
-        arguments = ("--device", device, exported("onnx"), pixels, "1x3x64x64", tmp_path / "features")
+        arguments = ("--device", device, exported("onnx"), pixels, "1x3x32x32", tmp_path / "features")
         status, output = run(executable, *arguments)
         assert status == 1, output
         assert "error: " in output
@@ -262,7 +239,7 @@ def test_tensorrt_s_program_compiles_against_nvidia_s_headers(need_compiler):
 
 def test_a_program_whose_library_is_missing_is_left_out(configure, tmp_path):
     nowhere = [f"-DCMAKE_FIND_ROOT_PATH_MODE_{kind}=ONLY" for kind in ("INCLUDE", "LIBRARY", "PACKAGE")]
-    _, said = configure(f"-DCMAKE_FIND_ROOT_PATH={tmp_path}", *nowhere)
+    said = configure(tmp_path / "build", f"-DCMAKE_FIND_ROOT_PATH={tmp_path}", *nowhere)
     for name, option in {
         "onnx_encoder": "ONNXRUNTIME",
         "openvino_encoder": "OpenVINO",

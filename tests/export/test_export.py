@@ -21,7 +21,7 @@ from video_distilled_encoder import Encoder, InputError, load_runtime  # noqa: E
 from video_distilled_encoder.files import sha256  # noqa: E402
 from video_distilled_encoder.image_files import bundled_photographs, open_image  # noqa: E402
 from video_distilled_encoder.runtimes import tensorrt as engines  # noqa: E402
-from video_distilled_encoder.runtimes.artefact import SUFFIXES, Camera  # noqa: E402
+from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact, Camera  # noqa: E402
 
 SIZE = (64, 96)
 # How far the cosine of a token may be from 1, by precision, on a network of random weights.
@@ -29,36 +29,13 @@ TOLERANCE = {"fp32": 1e-6, "fp16": 1e-5, "bf16": 1e-3, "int8": 0.02}
 
 
 @pytest.fixture(scope="module")
-def exported(shallow_directory, tmp_path_factory, need_compiler):
-    """Export once in a format and precision; skips where it cannot run."""
-    done = {}
+def exported(export_once):
+    """Export once in a format and precision; returns the file and its facts."""
 
     def get(format, precision="fp32"):
-        if format == "openvino":
-            pytest.importorskip("openvino")
-        if format == "aoti":
-            need_compiler()
-        key = (format, precision)
-        if key not in done:
-            out = tmp_path_factory.mktemp("export") / f"encoder{SUFFIXES[format]}"
-            try:
-                done[key] = (
-                    out,
-                    export(
-                        shallow_directory,
-                        out,
-                        format=format,
-                        precision=precision,
-                        size=SIZE,
-                        batch=(1, 1, 3),
-                        layer_parity=False,
-                    ),
-                )
-            except InputError as error:
-                if "does not compute in bf16" in str(error):
-                    pytest.skip(str(error))
-                raise
-        return done[key]
+        fixed = {} if format == "aoti" else {"precision": precision, "size": SIZE, "batch": (1, 1, 3)}
+        out = export_once(format, **fixed)
+        return out, Artefact.read(out)
 
     return get
 
@@ -80,11 +57,11 @@ def test_every_format_gives_torchs_features(exported, shallow_directory, photogr
     encoder, runtime = Encoder.from_pretrained(shallow_directory), load_runtime(out)
     images = np.stack([np.asarray(open_image(photograph))] * 5) // np.array([1, 2, 3, 4, 5]).reshape(5, 1, 1, 1)
     images = images.astype(np.uint8)
-    expected = encoder.encode(images, size=SIZE)
-    for count in (1, 3, 5):  # the largest batch is 3
+    expected = encoder.encode(images, size=artefact.size)
+    for count in (1, 3, 5):  # more than the largest batch
         got = runtime.encode(images[:count])
         assert got.cls.shape == (count, 64)
-        assert got.grid.shape == (count, 64, 4, 6)
+        assert got.grid.shape == (count, 64, *(side // 16 for side in artefact.size))
         assert cosine(got.cls, expected.cls[:count]) > 1 - TOLERANCE[precision]
         assert cosine(got.patches, expected.patches[:count]) > 1 - TOLERANCE[precision]
         assert torch.equal(got.grid.flatten(2).transpose(1, 2), got.patches)

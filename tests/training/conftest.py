@@ -7,6 +7,14 @@ from training.recipes.recipe import read_recipe
 from video_distilled_encoder import Encoder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves():
+    """Runs in this process draw none, which takes them longer than to learn; `test_pretrain.run` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.engine.run.plot_curves", lambda *of: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def losses():
     """Return the loss of each step of a run."""

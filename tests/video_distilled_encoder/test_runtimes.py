@@ -17,7 +17,6 @@ import torch
 
 pytest.importorskip("onnxruntime")
 
-from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError, Stream, load_runtime
 from video_distilled_encoder.runtimes import artefact as artefacts
 from video_distilled_encoder.runtimes.artefact import SUFFIXES
@@ -27,21 +26,8 @@ FORMATS = ["onnx", "openvino", "aoti"]
 
 
 @pytest.fixture(scope="module")
-def exported(shallow_directory, tmp_path_factory, need_compiler):
-    done = {}
-
-    def get(format):
-        if format == "openvino":
-            pytest.importorskip("openvino")
-        if format == "aoti":
-            need_compiler()
-        if format not in done:
-            out = tmp_path_factory.mktemp("export") / f"encoder{SUFFIXES[format]}"
-            export(shallow_directory, out, format=format, size=(32, 32), batch=(1, 1, 4), layer_parity=False)
-            done[format] = out
-        return done[format]
-
-    return get
+def exported(export_once):
+    return export_once
 
 
 def resident():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training import step_clock
 from training.common import distributed
 from training.common.distributed import World, check_different, choose_gpu
 from training.engine import checkpoint
@@ -104,8 +105,8 @@ def test_two_processes_follow_one_plan_to_the_end_of_their_time(
     clip, frames, tmp_path, rate_of_the_last_step, start_world
 ):
     run = tmp_path / "run"
-    options = ["--max-time=00:00:12", "--views.low_resolution=0.5", "--run.log_every=3"]
-    ends, said = all_end(start_world(*COMMAND, *options_of(clip, frames, run, *options)))
+    options = ["--max-time=00:00:30", "--views.low_resolution=0.5", "--run.log_every=3"]
+    ends, said = all_end(start_world("-c", step_clock.PROGRAM, *options_of(clip, frames, run, *options)))
     assert ends == [0, 0], said
     plan = checkpoint.load_newest(run / "checkpoints").plan
     rows = read_log(run / "log.jsonl")
