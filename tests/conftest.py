@@ -111,9 +111,9 @@ def tiny_directory(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shallow_directory(tmp_path_factory):
-    """A network of three narrow blocks, for what is exported again and again."""
+    """A network of two narrow blocks, for what is exported again and again."""
     torch.manual_seed(0)
-    config = ModelConfig(model_args={"embed_dim": 64, "depth": 3, "num_heads": 2})
+    config = ModelConfig(model_args={"embed_dim": 64, "depth": 2, "num_heads": 2})
     directory = tmp_path_factory.mktemp("models") / "shallow"
     Encoder(config.build_backbone(), config, card="# A shallow test encoder\n").eval().save_pretrained(directory)
     return directory

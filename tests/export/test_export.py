@@ -92,7 +92,7 @@ def test_int8_is_explicit_symmetric_and_by_channel(exported):
     quantized = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     dequantized = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
     weights = [node for node in dequantized if values[node.input[0]].ndim == 2]
-    assert len(weights) == len(quantized) == 3 * 4  # qkv, proj and both layers of the MLP; nothing inside attention
+    assert len(weights) == len(quantized) == 2 * 4  # qkv, proj and both layers of the MLP; nothing inside attention
     assert all(values[node.input[0]].dtype == np.int8 and values[node.input[1]].size >= 64 for node in weights)
     assert all(not values[node.input[2]].any() for node in (*quantized, *weights))
     assert out.stat().st_size < 0.45 * exported("onnx")[0].stat().st_size
@@ -143,7 +143,7 @@ def graph_for_tensorrt(directory, folder, **options):
 def test_an_int8_graph_for_tensorrt_is_half_where_it_is_not_int8(shallow_directory, tmp_path):
     graph = graph_for_tensorrt(shallow_directory, tmp_path, precision="int8")
     assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in graph.initializer}
-    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 3 * 4
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 2 * 4
     casts = [value for node in graph.node if node.op_type == "Cast" for value in (*node.input, *node.output)]
     assert {"pixel_values", "cls", "patches", "grid"} < set(casts)
     assert len(casts) == 2 * 4  # of the input and the outputs alone
@@ -242,12 +242,12 @@ def test_dynamic_size(shallow_directory, tmp_path, photograph, format):
 
 def test_chosen_outputs_and_layers(shallow_directory, tmp_path, photograph):
     out = tmp_path / "layers.onnx"
-    export(shallow_directory, out, size=SIZE, outputs=("grid", "layer_0", "cls", "layer_2"), layer_parity=False)
+    export(shallow_directory, out, size=SIZE, outputs=("grid", "layer_0", "cls", "layer_1"), layer_parity=False)
     encoder, runtime = Encoder.from_pretrained(shallow_directory), load_runtime(out)
     pixels = encoder.preprocess(photograph, size=SIZE)
-    assert list(runtime.run(pixels)) == ["grid", "layer_0", "cls", "layer_2"]
+    assert list(runtime.run(pixels)) == ["grid", "layer_0", "cls", "layer_1"]
     for got, expected in zip(
-        runtime.intermediate_layers(pixels), encoder.intermediate_layers(pixels, [0, 2]), strict=True
+        runtime.intermediate_layers(pixels), encoder.intermediate_layers(pixels, [0, 1]), strict=True
     ):
         for one, other in zip(got, expected, strict=True):
             assert torch.allclose(one, other, atol=1e-4)
@@ -299,7 +299,7 @@ def test_an_export_that_differs_is_refused_and_not_written(shallow_directory, tm
 
 def test_every_block_is_compared(shallow_directory, tmp_path):
     artefact = export(shallow_directory, tmp_path / "e.onnx", size=SIZE, precision="fp16")
-    assert list(artefact.facts["layer_parity"]) == [f"layer_{number}" for number in range(3)]
+    assert list(artefact.facts["layer_parity"]) == [f"layer_{number}" for number in range(2)]
     assert all(0.999 < figures["min_cosine"] < 1 for figures in artefact.facts["layer_parity"].values())
 
 
@@ -374,8 +374,8 @@ def test_command(run_command, shallow_directory, tmp_path, capsys):
         (["--out", "e.bin"], "should end in .onnx"),
         (["--model", "nothing"], "neither a directory"),
         (["--batch", "4:2:8"], "a batch range is smallest:usual:largest"),
-        (["--outputs", "cls", "head"], "outputs are one or more of cls, patches, grid, layer_0 … layer_2, each once"),
-        (["--outputs", "layer_3"], "outputs are one or more of"),
+        (["--outputs", "cls", "head"], "outputs are one or more of cls, patches, grid, layer_0 … layer_1, each once"),
+        (["--outputs", "layer_2"], "outputs are one or more of"),
         (["--uint8-input", "64x96", "--dynamic-size"], "an input of camera frames needs one fixed size"),
         (["--calibration", "nowhere"], "nowhere holds no images"),
         (["--device", "cuda:99"], "device 'cuda:99'"),
