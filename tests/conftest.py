@@ -45,10 +45,11 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def _one_table_of_operators():
     """Let torch read its table of ONNX's operators, a quarter of a small export, once a process."""
-    exporter = pytest.importorskip("torch.onnx._internal.exporter._registration")
-    read = exporter.ONNXRegistry.from_torchlib
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter.ONNXRegistry, "from_torchlib", staticmethod(functools.cache(read)))
+        with suppress(ImportError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
 
 

@@ -3,6 +3,7 @@
 How a run keeps to its time is then the same on every machine, however slow or busy.
 """
 
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from training.engine.trainer import Trainer
 
 def install(patch=setattr):
     """Have runs of this process go by it; `patch` sets an attribute."""
-    clock = SimpleNamespace(seconds=0.0)
+    clock = SimpleNamespace(seconds=time.monotonic())
     train_step = Trainer._train_step
 
     def step(*of):

@@ -268,6 +268,15 @@ def test_warm_up_runs_what_will_be_used(exported, monkeypatch, format):
         runtime.warm_up(sizes=[(48, 48)])
 
 
+def test_a_package_that_has_its_shapes_checked_takes_one_image(exported, monkeypatch):
+    """As the C++ example does; torch takes a free dimension for 2 or more."""
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
+    runtime = load_runtime(exported("aoti"))
+    assert runtime.run(torch.zeros(1, 3, 32, 32))["cls"].shape == (1, 64)
+    with pytest.raises(RuntimeError, match="unmatched dim value"):
+        runtime._session._call(torch.zeros(1, 3, 48, 32))
+
+
 def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):
     runtime, encoder = load_runtime(exported("onnx")), Encoder.from_pretrained(shallow_directory)
     images = torch.rand(2, 3, 3, 40, 50)  # batch, cameras

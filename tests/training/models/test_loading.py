@@ -260,9 +260,9 @@ def test_several_maps_are_folded_to_the_coarsest(monkeypatch, picture):
         load_model("timm:resnet10t@12+32")
 
 
-def test_openvino_may_be_copied_and_its_tracing_is_no_arithmetic(picture):
+def test_openvino_may_be_copied_and_its_tracing_is_no_arithmetic(picture, shallow_directory):
     pytest.importorskip("openvino")
-    model = load_model("openvino:random:vit_tiny_patch16_224")
+    model = load_model(f"openvino:{shallow_directory}")
     copied = copy.deepcopy({"teacher": model})["teacher"]
     counts, grids = [], []
     for _ in range(2):  # the first call traces and compiles
@@ -273,23 +273,23 @@ def test_openvino_may_be_copied_and_its_tracing_is_no_arithmetic(picture):
     assert torch.equal(grids[0], model.encode([picture], (64, 96)).grid)
 
 
-def test_openvino_in_bf16_is_coarser_where_the_processor_computes_in_it(picture):
+def test_openvino_in_bf16_is_coarser_where_the_processor_computes_in_it(picture, shallow_directory):
     openvino = pytest.importorskip("openvino")
-    exact, coarse = (load_model(f"{runtime}:random:vit_tiny_patch16_224") for runtime in ("openvino", "openvino-bf16"))
-    assert coarse.description["name"] == "openvino-bf16:random"
+    exact, coarse = (load_model(f"{runtime}:{shallow_directory}") for runtime in ("openvino", "openvino-bf16"))
+    assert coarse.description["name"] == "openvino-bf16:shallow"
     found, expected = (model.encode([picture], (64, 96)).patches for model in (coarse, exact))
     assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.999
     computes = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert torch.equal(found, expected) != computes
 
 
-@pytest.mark.parametrize("name", ["timm:resnet10t@16+32", "random:vit_tiny_patch16_224"])
-def test_openvino_gives_the_same_features_at_any_size(monkeypatch, picture, name):
+@pytest.mark.parametrize("name", ["timm:resnet10t@16+32", "{shallow}"])
+def test_openvino_gives_the_same_features_at_any_size(monkeypatch, picture, shallow_directory, name):
     pytest.importorskip("openvino")
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **o: create(name, **o))
     torch.manual_seed(0)
-    converted = load_model(f"openvino:{name}")
+    converted = load_model(f"openvino:{name.format(shallow=shallow_directory)}")
     assert converted.description["name"].startswith("openvino:")
     for size in ((64, 96), (96, 64)):
         expected, got = (model.encode([picture, picture], size)[:3] for model in (converted.model, converted))
