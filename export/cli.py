@@ -88,7 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--device", help="where it is to run: cpu, cuda, or OpenVINO's gpu (cuda for an engine of TensorRT, else cpu)"
     )
-    parser.add_argument("--no-layer-parity", action="store_true", help="do not compare every block: half the time")
+    parser.add_argument(
+        "--no-layer-parity", action="store_true", help="do not compare every block: half the time of aoti and tensorrt"
+    )
     engine = parser.add_argument_group("TensorRT")
     engine.add_argument("--timing-cache", type=Path, help="file of measured kernels: the next build is faster")
     engine.add_argument("--optimization-level", type=int, default=3, help="0 to 5 (%(default)s)")

@@ -35,9 +35,11 @@ class Job:
     """Real photographs, for parity and calibration, none of which is used for both."""
     precisions: Mapping[str, torch.dtype]
     """Of the format asked for: what each is computed in."""
+    scratch: Path
+    """A folder for what several exports are cut from."""
     device: str = "cpu"
     layer_parity: bool = True
-    """Compare every block too, in a second export."""
+    """Compare every block too."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Options of a TensorRT build."""
     progress: Callable[[str], None] = lambda line: None

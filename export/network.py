@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,6 @@ class Network(nn.Module):
     def __init__(self, encoder: Encoder, artefact: Artefact, dtype: torch.dtype) -> None:
         super().__init__()
         self.artefact, self.dtype, self.tokens = artefact, dtype, encoder.tokens
-        self.layers = {int(name.removeprefix(LAYER)): name for name in artefact.outputs if name.startswith(LAYER)}
         backbone: Any = copy.deepcopy(encoder.backbone).eval()
         if artefact.size is not None:
             fix_size(backbone, artefact.size)
@@ -61,18 +61,25 @@ class Network(nn.Module):
         """Where the weights are."""
         return self.mean.device
 
+    def giving(self, outputs: tuple[str, ...]) -> Network:
+        """Return the same network, weights shared, with other outputs."""
+        other = copy.copy(self)
+        other.artefact = dataclasses.replace(self.artefact, outputs=outputs)
+        return other
+
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised pixels, or frames -> the artefact's outputs, in order."""
         pixels = (self.preprocess(inputs) if self.artefact.camera else inputs).to(self.dtype)
+        names = {int(name.removeprefix(LAYER)): name for name in self.artefact.outputs if name.startswith(LAYER)}
         with _traceable_positions():
-            tokens, layers = encode_tokens(self.backbone, pixels, self.layers)
+            tokens, layers = encode_tokens(self.backbone, pixels, names)
         patches = self.tokens.patches(tokens)
         outputs = {
             "cls": self.tokens.pooled(self.backbone, tokens) if "cls" in self.artefact.outputs else None,
             "patches": patches,
             "grid": patches.transpose(1, 2).unflatten(2, self.tokens.grid((pixels.shape[2], pixels.shape[3]))),
             "registers": self.tokens.register_tokens(tokens),
-            **{self.layers[number]: layer for number, layer in layers.items()},
+            **{names[number]: layer for number, layer in layers.items()},
         }
         return tuple(outputs[name].float() for name in self.artefact.outputs)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from export.job import Job
 from export.network import Network
 from video_distilled_encoder.errors import import_extra
+from video_distilled_encoder.runtimes.artefact import LAYER
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 """And what the network is exported in."""
@@ -40,23 +41,33 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
     if network.artefact.precision == "int8":
         with tempfile.TemporaryDirectory() as folder:
             full = Path(folder) / "full.onnx"
-            write_graph(network, full)
+            write_graph(network, full, job)
             quantize(full, path, network, job.calibration_inputs(network.artefact))
     else:
-        write_graph(network, path)
+        write_graph(network, path, job)
     import_extra("onnx", "export").checker.check_model(str(path), full_check=True)
     return {}
 
 
-def write_graph(network: Network, path: Path) -> None:
-    """Export the network as it is."""
+def write_graph(network: Network, path: Path, job: Job) -> None:
+    """Write the graph of a network, cut out of one that is traced once for all that the job asks for in its type."""
     artefact = network.artefact
+    whole = job.scratch / f"{network.dtype}.onnx"
+    if not whole.exists():
+        layers = [f"{LAYER}{number}" for number in range(job.encoder.depth)] if job.layer_parity else []
+        trace(network.giving(tuple(dict.fromkeys([*artefact.outputs, *layers]))), whole)
+    extract = import_extra("onnx.utils", "export").extract_model
+    extract(str(whole), str(path), [artefact.input], list(artefact.outputs), check_model=False)
+
+
+def trace(network: Network, path: Path) -> None:
+    """Export the network as it is."""
     torch.onnx.export(
         network,
         (example(network),),
         str(path),
-        input_names=[artefact.input],
-        output_names=list(artefact.outputs),
+        input_names=[network.artefact.input],
+        output_names=list(network.artefact.outputs),
         dynamic_shapes=(dynamic_shapes(network),),
         opset_version=OPSET,
         dynamo=True,

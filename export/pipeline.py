@@ -65,7 +65,7 @@ def export(
         device: where it is to run, "cpu" or "cuda" ("gpu" of OpenVINO: Intel graphics); by default the GPU for
             TensorRT where it is installed, else the CPU.
         revision: of a model on the Hub.
-        layer_parity: measure every block too; takes a second export.
+        layer_parity: measure every block too; AOTInductor and TensorRT compile a second time for it.
         engine: options of a TensorRT build, see `runtimes.tensorrt.BuildOptions`.
         progress: told what is being done.
 
@@ -85,17 +85,6 @@ def export(
     # OpenVINO is given its inputs on the CPU, whatever it computes on, and names devices of its own.
     encoder = Encoder.from_pretrained(directory, device="cpu" if format == "openvino" else device)
     images = find_images(calibration) if calibration else bundled_photographs()
-    job = Job(
-        name=str(model),
-        encoder=encoder,
-        weights_sha256=model_directory.weights_sha256(directory),
-        images=images,
-        precisions=FORMATS[format].PRECISIONS,
-        device=device,
-        layer_parity=layer_parity,
-        engine=engine or {},
-        progress=progress,
-    )
     artefact = Artefact(
         format=format,
         precision=precision,
@@ -115,12 +104,25 @@ def export(
         crop_mode=encoder.config.crop_mode,
     )
     check(artefact, encoder)
-    if format == "tensorrt" and not engines.available():
-        raise InputError(without_tensorrt(job, artefact, out))
-    with atomic_directory(out.parent) as staging:
-        if precision == "auto":
-            return fastest(job, artefact, staging / out.name)
-        return produce(job, artefact, staging / out.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(
+            name=str(model),
+            encoder=encoder,
+            weights_sha256=model_directory.weights_sha256(directory),
+            images=images,
+            precisions=FORMATS[format].PRECISIONS,
+            scratch=Path(scratch),
+            device=device,
+            layer_parity=layer_parity,
+            engine=engine or {},
+            progress=progress,
+        )
+        if format == "tensorrt" and not engines.available():
+            raise InputError(without_tensorrt(job, artefact, out))
+        with atomic_directory(out.parent) as staging:
+            if precision == "auto":
+                return fastest(job, artefact, staging / out.name)
+            return produce(job, artefact, staging / out.name)
 
 
 def check(artefact: Artefact, encoder: Encoder) -> None:

@@ -107,7 +107,7 @@ def test_int8_of_a_fixed_batch(shallow_directory, tmp_path, photograph):
 @pytest.mark.parametrize(("count", "judges"), [(2, 1), (4, 1), (5, 1), (8, 2), (400, 100)])
 def test_the_images_that_give_int8_its_ranges_do_not_judge_it(count, judges):
     images = [Path(f"{number}.jpg") for number in range(count)]
-    job = Job("", None, "", images, {})
+    job = Job("", None, "", images, {}, Path())
     assert len(job.judging("int8")) == judges
     assert sorted(job.judging("int8") + job.calibrating()) == sorted(images)
     assert job.judging("fp32") == images
@@ -265,11 +265,16 @@ def test_auto_keeps_the_fastest_that_passes(shallow_directory, tmp_path, monkeyp
         if precision == "fp16":
             raise InputError("not near enough")
 
-    said = []
+    said, traced = [], []
+    trace = pipeline.onnx.trace
+    monkeypatch.setattr(
+        pipeline.onnx, "trace", lambda network, path: traced.append(network.dtype) or trace(network, path)
+    )
     monkeypatch.setattr(parity, "require", fussy)
     monkeypatch.setattr(pipeline, "time_run", lambda runtime: times(runtime.artefact.precision))
     out = tmp_path / "e.onnx"
-    artefact = export(shallow_directory, out, precision="auto", size=SIZE, layer_parity=False, progress=said.append)
+    artefact = export(shallow_directory, out, precision="auto", size=SIZE, progress=said.append)
+    assert traced == [torch.float32, torch.float16, torch.bfloat16]  # also for int8, and to compare every block
     assert artefact.precision == "int8"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.onnx", "e.onnx.json"]
     assert load_runtime(out).artefact.precision == "int8"

@@ -57,7 +57,7 @@ def written(request, tmp_path_factory):
         crop_pct=config.crop_pct,
     )
     path = tmp_path_factory.mktemp("int8") / "encoder.onnx"
-    job = Job("", encoder, "", bundled_photographs()[:2], onnx_format.PRECISIONS)
+    job = Job("", encoder, "", bundled_photographs()[:2], onnx_format.PRECISIONS, path.parent)
     onnx_format.write(Network(encoder, artefact, torch.float32), path, job)
     return encoder, path
 
