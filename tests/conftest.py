@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from filelock import FileLock
 from PIL import Image
 
 from export import latency
+from export import onnx as onnx_format
 from video_distilled_encoder import Encoder, InputError, ModelConfig
 from video_distilled_encoder.video import read_frames, write_video
 
@@ -59,6 +61,43 @@ def _exports_are_timed_for_a_moment():
     with pytest.MonkeyPatch.context() as patch:
         brief = SimpleNamespace(measure=functools.partial(latency.measure, seconds=0.05), Latency=latency.Latency)
         patch.setattr("export.pipeline.latency", brief)
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Fill a folder once for all tests, whatever process they run in: of a name, by `make(folder)`."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def made_once(name, make):
+        folder, unfinished = shared / name, shared / f"{name}.new"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_trace_of_a_network(made_once):
+    """Trace each network once for all tests: most of an export is to trace it, and many export the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        trace = onnx_format.trace
+
+        def traced_once(network, path):
+            artefact = replace(network.artefact, format="", precision="")
+            digest = hashlib.sha256(repr((network, network.dtype, artefact, torch.get_default_dtype())).encode())
+            for name, tensor in network.state_dict().items():
+                digest.update(name.encode() + tensor.flatten().view(torch.uint8).numpy().tobytes())
+            folder = made_once(f"trace-{digest.hexdigest()}", lambda folder: trace(network, folder / "graph.onnx"))
+            shutil.copy(folder / "graph.onnx", path)
+
+        patch.setattr(onnx_format, "trace", traced_once)
         yield
 
 
@@ -118,25 +157,6 @@ def shallow_directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models") / "shallow"
     Encoder(config.build_backbone(), config, card="# A shallow test encoder\n").eval().save_pretrained(directory)
     return directory
-
-
-@pytest.fixture(scope="session")
-def made_once(tmp_path_factory):
-    """Fill a folder once for all tests, whatever process they run in: of a name, by `make(folder)`."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-
-    def made_once(name, make):
-        folder, unfinished = shared / name, shared / f"{name}.new"
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                make(unfinished)
-                unfinished.rename(folder)
-        return folder
-
-    return made_once
 
 
 @pytest.fixture(scope="session")
