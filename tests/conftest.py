@@ -30,7 +30,9 @@ from PIL import Image
 
 from export import latency
 from export import onnx as onnx_format
+from export.pipeline import export
 from video_distilled_encoder import Encoder, InputError, ModelConfig
+from video_distilled_encoder.runtimes.artefact import FEATURES, SUFFIXES
 from video_distilled_encoder.video import read_frames, write_video
 
 ROOT = Path(__file__).parent.parent
@@ -164,9 +166,6 @@ def export_once(shallow_directory, made_once, need_compiler):
     """Export the shallow network, once for all tests that want the same; returns the file."""
 
     def export_once(format, **how):
-        from export.pipeline import export
-        from video_distilled_encoder.runtimes.artefact import FEATURES, SUFFIXES
-
         for package in {"openvino": ["openvino"], "onnx": ["onnxscript", "onnxruntime"]}.get(format, []):
             pytest.importorskip(package)
         if format == "aoti":

@@ -76,11 +76,6 @@ def program(configure, made_once):
     return program
 
 
-@pytest.fixture(scope="module")
-def exported(export_once):
-    return export_once
-
-
 def assert_features(output, prefix, expected):
     for name in FEATURES:
         wanted = getattr(expected, name)
@@ -93,22 +88,22 @@ def assert_features(output, prefix, expected):
 @pytest.mark.parametrize(
     ("name", "format"), [*PROGRAMS.items(), ("openvino_encoder", "onnx")], ids=lambda value: value.split("_")[0]
 )
-def test_a_program_gives_torchs_features(name, format, program, exported, shallow_directory, photograph, tmp_path):
+def test_a_program_gives_torchs_features(name, format, program, export_once, shallow_directory, photograph, tmp_path):
     executable = program(name)
     encoder = Encoder.from_pretrained(shallow_directory)
     encoder.preprocess(photograph, size=SIZE).numpy().tofile(tmp_path / "pixels.raw")
-    status, output = run(executable, exported(format), tmp_path / "pixels.raw", "1x3x32x32", tmp_path / "features")
+    status, output = run(executable, export_once(format), tmp_path / "pixels.raw", "1x3x32x32", tmp_path / "features")
     assert status == 0, output
     assert "20 calls: median" in output
     assert_features(output, tmp_path / "features", encoder.encode(photograph, size=SIZE))
 
 
 @pytest.mark.parametrize("name", ["onnx_encoder", "openvino_encoder"])
-def test_a_program_takes_camera_frames(name, program, exported, shallow_directory, photograph, tmp_path):
+def test_a_program_takes_camera_frames(name, program, export_once, shallow_directory, photograph, tmp_path):
     executable = program(name)
     frame = np.array(Image.open(photograph).convert("RGB").resize((128, 96)))
     frame.tofile(tmp_path / "frame.raw")
-    model = exported("onnx", camera=Camera(96, 128), batch=(1, 1, 1))
+    model = export_once("onnx", camera=Camera(96, 128), batch=(1, 1, 1))
     status, output = run(executable, model, tmp_path / "frame.raw", "1x96x128x3", tmp_path / "features")
     assert status == 0, output
     expected = Encoder.from_pretrained(shallow_directory).encode(frame, size=SIZE)
@@ -116,8 +111,8 @@ def test_a_program_takes_camera_frames(name, program, exported, shallow_director
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_refuses_what_the_export_does_not_take(name, program, exported, tmp_path):
-    executable, model = program(name), exported(PROGRAMS[name])
+def test_a_program_refuses_what_the_export_does_not_take(name, program, export_once, tmp_path):
+    executable, model = program(name), export_once(PROGRAMS[name])
     pixels = tmp_path / "pixels.raw"
     np.zeros((1, 3, *SIZE), np.float32).tofile(pixels)
     for shape, reason in {
@@ -137,12 +132,12 @@ def test_a_program_refuses_what_the_export_does_not_take(name, program, exported
 
 
 @pytest.mark.parametrize(("name", "format"), PROGRAMS.items(), ids=lambda value: value.split("_")[0])
-def test_outputs_are_those_of_the_sidecar(name, format, program, exported, shallow_directory, photograph, tmp_path):
+def test_outputs_are_those_of_the_sidecar(name, format, program, export_once, shallow_directory, photograph, tmp_path):
     executable, names = program(name), ("layer_0", *(FEATURES if format == "aoti" else ["cls"]))
     encoder = Encoder.from_pretrained(shallow_directory)
     pixels = encoder.preprocess(photograph, size=SIZE)
     pixels.numpy().tofile(tmp_path / "pixels.raw")
-    model = exported(format, outputs=names)
+    model = export_once(format, outputs=names)
     status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x32x32", tmp_path / "features")
     assert status == 0, output
     layer = encoder.intermediate_layers(pixels, n=[0])[0]
@@ -156,9 +151,9 @@ def test_outputs_are_those_of_the_sidecar(name, format, program, exported, shall
 
 @pytest.mark.parametrize("name", ["onnx_encoder", "openvino_encoder"])
 def test_the_camera_loop_encodes_the_newest_frame_and_counts_the_rest(
-    name, program, exported, shallow_directory, photograph
+    name, program, export_once, shallow_directory, photograph
 ):
-    executable, model = program(name), exported("onnx", camera=Camera(96, 128), batch=(1, 1, 1))
+    executable, model = program(name), export_once("onnx", camera=Camera(96, 128), batch=(1, 1, 1))
     picture = np.array(Image.open(photograph).convert("RGB").resize((128, 96)))
     frames = [np.zeros_like(picture)] * 300 + [picture]
     command = [executable, model, "-"]
@@ -174,7 +169,7 @@ def test_the_camera_loop_encodes_the_newest_frame_and_counts_the_rest(
     assert 0 < float(lines[-1].split("age ")[1].split()[0]) < 60_000
 
 
-def test_openvino_computes_in_the_export_s_precision(program, exported, shallow_directory, photograph, tmp_path):
+def test_openvino_computes_in_the_export_s_precision(program, export_once, shallow_directory, photograph, tmp_path):
     """The program's numbers are the Python runtime's, and not those of fp32."""
     openvino = pytest.importorskip("openvino")
     executable = program("openvino_encoder")
@@ -184,7 +179,7 @@ def test_openvino_computes_in_the_export_s_precision(program, exported, shallow_
     encoder.preprocess(photograph, size=SIZE).numpy().tofile(tmp_path / "pixels.raw")
     got = {}
     for precision in ("fp32", "bf16"):
-        model = exported("openvino", precision=precision)
+        model = export_once("openvino", precision=precision)
         status, output = run(executable, model, tmp_path / "pixels.raw", "1x3x32x32", tmp_path / precision)
         assert status == 0, output
         got[precision] = torch.from_numpy(np.fromfile(tmp_path / f"{precision}.cls.f32", np.float32))
@@ -194,8 +189,8 @@ def test_openvino_computes_in_the_export_s_precision(program, exported, shallow_
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_without_usable_facts_says_so(name, program, exported, tmp_path):
-    executable, model = program(name), exported(PROGRAMS[name])
+def test_a_program_without_usable_facts_says_so(name, program, export_once, tmp_path):
+    executable, model = program(name), export_once(PROGRAMS[name])
     np.zeros((1, 3, *SIZE), np.float32).tofile(tmp_path / "pixels.raw")
     copy = tmp_path / model.name
     copy.write_bytes(model.read_bytes())
@@ -213,13 +208,13 @@ def test_a_program_without_usable_facts_says_so(name, program, exported, tmp_pat
     assert "takes no frames; export it with --uint8-input" in output
 
 
-def test_onnx_runtime_is_never_silently_on_the_cpu(program, exported, tmp_path):
+def test_onnx_runtime_is_never_silently_on_the_cpu(program, export_once, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     executable, pixels = program("onnx_encoder"), tmp_path / "pixels.raw"
     np.zeros((1, 3, *SIZE), np.float32).tofile(pixels)
     for device in ("cuda", "cuda:1", "tpu"):
-        arguments = ("--device", device, exported("onnx"), pixels, "1x3x32x32", tmp_path / "features")
+        arguments = ("--device", device, export_once("onnx"), pixels, "1x3x32x32", tmp_path / "features")
         status, output = run(executable, *arguments)
         assert status == 1, output
         assert "error: " in output

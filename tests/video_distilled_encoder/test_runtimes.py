@@ -25,11 +25,6 @@ from video_distilled_encoder.runtimes.runtime import Runtime
 FORMATS = ["onnx", "openvino", "aoti"]
 
 
-@pytest.fixture(scope="module")
-def exported(export_once):
-    return export_once
-
-
 def resident():
     """Memory of this process in MiB."""
     with open("/proc/self/statm") as file:
@@ -38,8 +33,8 @@ def resident():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("format", FORMATS)
-def test_ten_thousand_calls_neither_grow_nor_drift(exported, one_thread, format):
-    runtime = load_runtime(exported(format), threads=1)
+def test_ten_thousand_calls_neither_grow_nor_drift(export_once, one_thread, format):
+    runtime = load_runtime(export_once(format), threads=1)
     pixels = torch.randn(2, 3, 32, 32)
     first = runtime.run(pixels)
     for _ in range(1000):
@@ -54,8 +49,8 @@ def test_ten_thousand_calls_neither_grow_nor_drift(exported, one_thread, format)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_threads_share_a_runtime(exported, shallow_directory, one_thread, format):
-    runtime, encoder = load_runtime(exported(format)), Encoder.from_pretrained(shallow_directory)
+def test_threads_share_a_runtime(export_once, shallow_directory, one_thread, format):
+    runtime, encoder = load_runtime(export_once(format)), Encoder.from_pretrained(shallow_directory)
     wrong = []
 
     def work(seed):
@@ -76,8 +71,8 @@ def test_threads_share_a_runtime(exported, shallow_directory, one_thread, format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_results_are_the_callers_own(exported, format):
-    runtime = load_runtime(exported(format))
+def test_results_are_the_callers_own(export_once, format):
+    runtime = load_runtime(export_once(format))
     first = runtime.run(torch.ones(1, 3, 32, 32))
     kept = {name: output.clone() for name, output in first.items()}
     runtime.run(-torch.ones(1, 3, 32, 32))
@@ -85,8 +80,8 @@ def test_results_are_the_callers_own(exported, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_run_in_inference_mode_runs_outside_too(exported, format):
-    runtime, pixels = load_runtime(exported(format)), torch.randn(2, 3, 32, 32)
+def test_what_is_run_in_inference_mode_runs_outside_too(export_once, format):
+    runtime, pixels = load_runtime(export_once(format)), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         first = runtime.run(pixels)
         for inside in (runtime.run(torch.ones(2, 3, 32, 32)), runtime.encode(torch.ones(3, 32, 32))._asdict()):
@@ -96,8 +91,8 @@ def test_what_is_run_in_inference_mode_runs_outside_too(exported, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_inputs_that_want_gradients_keep_no_graph(exported, format):
-    runtime, pixels = load_runtime(exported(format)), torch.rand(1, 3, 32, 32)
+def test_inputs_that_want_gradients_keep_no_graph(export_once, format):
+    runtime, pixels = load_runtime(export_once(format)), torch.rand(1, 3, 32, 32)
     expected = runtime.run(pixels)["patches"]
     wanting = pixels.clone().requires_grad_()
     assert torch.equal(runtime.run(wanting)["patches"], expected)
@@ -106,8 +101,8 @@ def test_inputs_that_want_gradients_keep_no_graph(exported, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_runtime_that_is_let_go_frees_its_session_at_once(exported, format):
-    runtime = load_runtime(exported(format))
+def test_a_runtime_that_is_let_go_frees_its_session_at_once(export_once, format):
+    runtime = load_runtime(export_once(format))
     for count in range(1, 4):
         runtime.run(torch.zeros(count, 3, 32, 32))
     session = weakref.ref(runtime._session)
@@ -121,9 +116,9 @@ def test_a_runtime_that_is_let_go_frees_its_session_at_once(exported, format):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads and files are read from Linux's /proc")
 @pytest.mark.parametrize("format", FORMATS)
-def test_runtimes_that_are_let_go_leave_no_threads_files_or_memory(exported, format):
+def test_runtimes_that_are_let_go_leave_no_threads_files_or_memory(export_once, format):
     def use():
-        runtime = load_runtime(exported(format), threads=2)
+        runtime = load_runtime(export_once(format), threads=2)
         for count in (1, 4):
             runtime.run(torch.zeros(count, 3, 32, 32))
         with Stream(runtime) as stream:
@@ -148,8 +143,8 @@ def test_runtimes_that_are_let_go_leave_no_threads_files_or_memory(exported, for
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", ["numpy", "torch", "inference"])
-def test_results_are_written_where_they_are_wanted(exported, format, kind):
-    runtime, pixels = load_runtime(exported(format)), torch.randn(6, 3, 32, 32)
+def test_results_are_written_where_they_are_wanted(export_once, format, kind):
+    runtime, pixels = load_runtime(export_once(format)), torch.randn(6, 3, 32, 32)
     for count in (1, 3, 4, 6):  # the last in two parts
         expected = runtime.run(pixels[:count])
         shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
@@ -167,8 +162,8 @@ def test_results_are_written_where_they_are_wanted(exported, format, kind):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_memory_may_begin_anywhere_and_a_part_of_the_outputs_be_given(exported, format):
-    runtime, pixels = load_runtime(exported(format)), torch.randn(2, 3, 32, 32)
+def test_memory_may_begin_anywhere_and_a_part_of_the_outputs_be_given(export_once, format):
+    runtime, pixels = load_runtime(export_once(format)), torch.randn(2, 3, 32, 32)
     expected = runtime.run(pixels)
     whole = np.zeros((3, 4, 64), np.float32)
     odd = np.zeros(4 * (2 * 64) + 1, np.uint8)[1:].view(np.float32).reshape(2, 64)  # at no multiple of 4 bytes
@@ -180,9 +175,9 @@ def test_memory_may_begin_anywhere_and_a_part_of_the_outputs_be_given(exported, 
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_a_runtime_itself_writes_into_the_callers_memory(exported, monkeypatch, format):
+def test_a_runtime_itself_writes_into_the_callers_memory(export_once, monkeypatch, format):
     """What is copied would be copied by torch."""
-    runtime, pixels = load_runtime(exported(format)), torch.randn(4, 3, 32, 32)
+    runtime, pixels = load_runtime(export_once(format)), torch.randn(4, 3, 32, 32)
     expected = runtime.run(pixels)
     out = {name: np.zeros(tensor.shape, np.float32) for name, tensor in expected.items()}
     given = []
@@ -203,8 +198,8 @@ def test_a_runtime_itself_writes_into_the_callers_memory(exported, monkeypatch, 
         assert np.array_equal(out[name], tensor)
 
 
-def test_what_results_cannot_be_written_into_is_one_sentence(exported):
-    runtime, pixels = load_runtime(exported("onnx")), torch.zeros(2, 3, 32, 32)
+def test_what_results_cannot_be_written_into_is_one_sentence(export_once):
+    runtime, pixels = load_runtime(export_once("onnx")), torch.zeros(2, 3, 32, 32)
     wanted = r"; give contiguous float32 memory of shape \(2, 64\) on cpu$"
     read_only = np.zeros((2, 64), np.float32)
     read_only.flags.writeable = False
@@ -227,8 +222,8 @@ def test_what_results_cannot_be_written_into_is_one_sentence(exported):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_arrays_go_in_and_out_by_dlpack_without_copies(exported, format):
-    runtime, pixels = load_runtime(exported(format)), np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+def test_arrays_go_in_and_out_by_dlpack_without_copies(export_once, format):
+    runtime, pixels = load_runtime(export_once(format)), np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
     outputs = runtime.run(pixels)
     for name, expected in runtime.run(torch.from_numpy(pixels)).items():
         assert torch.equal(outputs[name], expected)
@@ -239,8 +234,8 @@ def test_arrays_go_in_and_out_by_dlpack_without_copies(exported, format):
         assert np.from_dlpack(feature).ctypes.data == feature.data_ptr()
 
 
-def test_a_batch_below_the_smallest_is_filled_up(exported):
-    loaded = load_runtime(exported("onnx"))
+def test_a_batch_below_the_smallest_is_filled_up(export_once):
+    loaded = load_runtime(export_once("onnx"))
     pixels = torch.randn(5, 3, 32, 32)
     expected = loaded.run(pixels)
     runtime = Runtime(replace(loaded.artefact, batch=(3, 3, 4)), loaded._session, lambda: runtime)
@@ -250,8 +245,8 @@ def test_a_batch_below_the_smallest_is_filled_up(exported):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_warm_up_runs_what_will_be_used(exported, monkeypatch, format):
-    runtime = load_runtime(exported(format))
+def test_warm_up_runs_what_will_be_used(export_once, monkeypatch, format):
+    runtime = load_runtime(export_once(format))
     shapes = []
     run = type(runtime._session).run
     monkeypatch.setattr(
@@ -268,17 +263,17 @@ def test_warm_up_runs_what_will_be_used(exported, monkeypatch, format):
         runtime.warm_up(sizes=[(48, 48)])
 
 
-def test_a_package_that_has_its_shapes_checked_takes_one_image(exported, monkeypatch):
+def test_a_package_that_has_its_shapes_checked_takes_one_image(export_once, monkeypatch):
     """As the C++ example does; torch takes a free dimension for 2 or more."""
     monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
-    runtime = load_runtime(exported("aoti"))
+    runtime = load_runtime(export_once("aoti"))
     assert runtime.run(torch.zeros(1, 3, 32, 32))["cls"].shape == (1, 64)
     with pytest.raises(RuntimeError, match="unmatched dim value"):
         runtime._session._call(torch.zeros(1, 3, 48, 32))
 
 
-def test_leading_dimensions_as_of_the_encoder(exported, shallow_directory):
-    runtime, encoder = load_runtime(exported("onnx")), Encoder.from_pretrained(shallow_directory)
+def test_leading_dimensions_as_of_the_encoder(export_once, shallow_directory):
+    runtime, encoder = load_runtime(export_once("onnx")), Encoder.from_pretrained(shallow_directory)
     images = torch.rand(2, 3, 3, 40, 50)  # batch, cameras
     got, expected = runtime.encode(images), encoder.encode(images, size=32)
     for one, other in zip(got, expected, strict=True):
@@ -295,8 +290,8 @@ def vouch_for(path, **changes):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format):
-    out = exported(format)
+def test_damaged_foreign_or_lonely_files_are_refused(export_once, tmp_path, format):
+    out = export_once(format)
     copies = {name: tmp_path / name for name in os.listdir(out.parent)}
 
     def copy():
@@ -330,9 +325,9 @@ def test_damaged_foreign_or_lonely_files_are_refused(exported, tmp_path, format)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_loaded_export_belongs_to_the_process(exported, tmp_path, format):
+def test_a_loaded_export_belongs_to_the_process(export_once, tmp_path, format):
     """As `cp` and `rsync --inplace` write over a file."""
-    out = exported(format)
+    out = export_once(format)
     for name in os.listdir(out.parent):
         (tmp_path / name).write_bytes((out.parent / name).read_bytes())
     runtime, pixels = load_runtime(tmp_path / out.name), torch.randn(2, 3, 32, 32)
@@ -343,7 +338,7 @@ def test_a_loaded_export_belongs_to_the_process(exported, tmp_path, format):
     assert torch.equal(runtime.run(pixels)["cls"], expected)
 
 
-def test_a_signal_is_handled_after_runtimes_of_openvino_are_gone(exported):
+def test_a_signal_is_handled_after_runtimes_of_openvino_are_gone(export_once):
     """Python's handlers run on a stack that OpenVINO's cores give and take away."""
     script = """if True:
         import os, signal, sys
@@ -354,12 +349,12 @@ def test_a_signal_is_handled_after_runtimes_of_openvino_are_gone(exported):
         signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
         os.kill(os.getpid(), signal.SIGUSR1)
     """
-    result = subprocess.run([sys.executable, "-c", script, exported("openvino")], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", script, export_once("openvino")], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
-def test_weights_of_openvino_belong_to_it(exported, tmp_path):
-    out = exported("openvino")
+def test_weights_of_openvino_belong_to_it(export_once, tmp_path):
+    out = export_once("openvino")
     for name in ("encoder.xml", "encoder.xml.json"):
         (tmp_path / name).write_bytes((out.parent / name).read_bytes())
     with pytest.raises(InputError, match=r"encoder\.bin does not exist, but belongs to encoder\.xml"):
@@ -367,12 +362,12 @@ def test_weights_of_openvino_belong_to_it(exported, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "format"), [("x.onnx", "aoti"), ("x.xml", "aoti"), ("x.onnx", "openvino")])
-def test_a_file_runs_as_what_its_name_says(exported, tmp_path, monkeypatch, name, format):
+def test_a_file_runs_as_what_its_name_says(export_once, tmp_path, monkeypatch, name, format):
     """Compiled code under the name of a graph, whatever the JSON says."""
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *_, **__: pytest.fail("code was run"))
     path = tmp_path / name
     path.write_bytes(b"PK\3\4 compiled code")
-    artefacts.sidecar(path).write_bytes(artefacts.sidecar(exported("onnx")).read_bytes())
+    artefacts.sidecar(path).write_bytes(artefacts.sidecar(export_once("onnx")).read_bytes())
     vouch_for(path, format=format)
     with pytest.raises(InputError, match=rf"{name} is of the format {format}, .* end in {SUFFIXES[format]}"):
         load_runtime(path)
@@ -384,8 +379,8 @@ def test_a_file_runs_as_what_its_name_says(exported, tmp_path, monkeypatch, name
         load_runtime(path)
 
 
-def test_compiled_code_is_for_its_machine(exported, monkeypatch):
-    out = exported("aoti")
+def test_compiled_code_is_for_its_machine(export_once, monkeypatch):
+    out = export_once("aoti")
     here = artefacts.machine()
     monkeypatch.setattr("video_distilled_encoder.runtimes.aotinductor.machine", lambda: {**here, "cpu": "ABACUS"})
     with pytest.raises(InputError, match=rf"was made for cpu {here['cpu']} \(here ABACUS\); export it again"):
@@ -401,13 +396,13 @@ def test_compiled_code_is_for_its_machine(exported, monkeypatch):
         ("aoti", "cuda:99", "device 'cuda:99'"),
     ],
 )
-def test_a_missing_device_is_never_replaced_by_another(exported, format, device, message):
+def test_a_missing_device_is_never_replaced_by_another(export_once, format, device, message):
     with pytest.raises(InputError, match=message):
-        load_runtime(exported(format), device=device)
+        load_runtime(export_once(format), device=device)
 
 
-def test_wrong_inputs_are_one_sentence(exported):
-    runtime = load_runtime(exported("onnx"))
+def test_wrong_inputs_are_one_sentence(export_once):
+    runtime = load_runtime(export_once("onnx"))
     with pytest.raises(InputError, match=r"takes float32 normalised pixels, got torch\.float16"):
         runtime.run(torch.zeros(1, 3, 32, 32).half())
     with pytest.raises(InputError, match=r"takes \(batch, 3, 32, 32\), got \(1, 3, 32, 48\)"):
@@ -425,8 +420,8 @@ def test_wrong_inputs_are_one_sentence(exported):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_may_be_renamed_together_with_its_files(exported, tmp_path, format):
-    out = exported(format)
+def test_an_export_may_be_renamed_together_with_its_files(export_once, tmp_path, format):
+    out = export_once(format)
     for name in os.listdir(out.parent):
         (tmp_path / name.replace("encoder", "robot [v2]", 1)).write_bytes((out.parent / name).read_bytes())
     path = tmp_path / out.name.replace("encoder", "robot [v2]")
@@ -467,8 +462,8 @@ def test_an_export_may_be_renamed_together_with_its_files(exported, tmp_path, fo
         ("null", "holds no object"),
     ],
 )
-def test_a_malformed_json_is_one_sentence(exported, tmp_path, changes, message):
-    out = exported("onnx")
+def test_a_malformed_json_is_one_sentence(export_once, tmp_path, changes, message):
+    out = export_once("onnx")
     facts = json.loads(artefacts.sidecar(out).read_text())
     path = tmp_path / out.name
     path.write_bytes(out.read_bytes())
@@ -480,8 +475,8 @@ def test_a_malformed_json_is_one_sentence(exported, tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_json_of_a_later_version_is_told_from_damage(exported, tmp_path):
-    out = exported("onnx")
+def test_a_json_of_a_later_version_is_told_from_damage(export_once, tmp_path):
+    out = export_once("onnx")
     facts = json.loads(artefacts.sidecar(out).read_text())
     assert facts["schema"] == artefacts.SCHEMA
     path = tmp_path / out.name
@@ -494,8 +489,8 @@ def test_a_json_of_a_later_version_is_told_from_damage(exported, tmp_path):
     load_runtime(path)
 
 
-def test_an_export_runs_where_it_was_made_for_unless_told(exported, tmp_path, monkeypatch):
-    out, opened = exported("onnx"), []
+def test_an_export_runs_where_it_was_made_for_unless_told(export_once, tmp_path, monkeypatch):
+    out, opened = export_once("onnx"), []
 
     def open_session(path, artefact, device, threads):
         opened.append(device)
@@ -532,8 +527,8 @@ def told_in_a_fork(use):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_runtime_of_a_forked_process_says_so(exported, one_thread, format):
-    runtime = load_runtime(exported(format), threads=1)
+def test_a_runtime_of_a_forked_process_says_so(export_once, one_thread, format):
+    runtime = load_runtime(export_once(format), threads=1)
     pixels = torch.zeros(1, 3, 32, 32)
     runtime.run(pixels)
     for use in (lambda: runtime.run(pixels), lambda: runtime.encode(pixels[0])):
@@ -548,8 +543,8 @@ def test_a_runtime_of_a_forked_process_says_so(exported, one_thread, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_pickled_runtime_is_opened_anew_from_its_file(exported, tmp_path, monkeypatch, format):
-    out = exported(format)
+def test_a_pickled_runtime_is_opened_anew_from_its_file(export_once, tmp_path, monkeypatch, format):
+    out = export_once(format)
     monkeypatch.chdir(out.parent)
     runtime = load_runtime(out.name, threads=1)
     monkeypatch.chdir(tmp_path)  # a process may have another
