@@ -4,7 +4,8 @@ A study (training/studies/*.yaml) is a base recipe and rows that differ from it,
 the same arithmetic: a row whose clips cost more floating-point operations takes fewer of them. Every row and every seed
 is measured by the same protocols. DIR receives a run directory for each, `results/`, and `study.json`, `study.md` (the
 table: mean over seeds [Student's 95 % interval]) and `study.png`. The same command goes on with a study that was
-interrupted.
+interrupted; one whose --out is on another machine goes on with `--earlier study.json`, and a seed or a row that it
+lacks.
 
 Settings given here (`--run.steps 100`) and another base (`--recipe release`) apply to all rows.
 """
@@ -24,6 +25,7 @@ from training.studies.study import (
     chained,
     only,
     plan,
+    read_earlier,
     read_study,
     run_of,
     subject_of,
@@ -44,16 +46,20 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="in place of the study's")
     parser.add_argument("--rows", nargs="+", help="only these")
     parser.add_argument("--measures", nargs="+", help="only these")
+    parser.add_argument("--earlier", type=Path, help="study.json of the same study elsewhere, whose figures join these")
     add_arguments(parser)
     args, given = parser.parse_known_args()
     study = read_study(args.study)
     settings = [*options(study.settings), *given]
     study = replace(study, recipe=args.recipe or study.recipe, seeds=args.seeds or study.seeds)
     study = with_names_of(study, read_recipe(study.recipe, settings))
+    earlier = read_earlier(args.earlier) if args.earlier else None
     rows, measures = only(study.rows, args.rows, "rows"), only(study.measures, args.measures, "measures")
     for words in measures.values():
         in_folder(words, args.evaluation)  # what is missing is told before hours of training
     recipes, facts = plan(study, args.data, args.frames, settings, asked_of(args))
+    if earlier:
+        summarize(study, args.out, facts, settings, earlier)  # another study is told before hours of training
     for seed in study.seeds:
         for name, row in rows.items():
             if name in recipes:
@@ -65,7 +71,7 @@ def main() -> None:
                 pretrain_whole(args.data, run, recipe, args.frames, asked=asked_of(args))
             subject = subject_of(args.out, name, row, seed)
             measure_all(measures, [subject], args.evaluation, args.out / "results", args.device)
-            summarize(study, args.out, facts, settings)
+            summarize(study, args.out, facts, settings, earlier)
     print((args.out / "study.md").read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,7 @@ from training.engine.log import read_log
 from training.engine.trainer import Trainer
 from training.pretrain import main as pretrain_command
 from training.recipes.recipe import options, read_recipe
-from training.studies.study import STUDIES, plan, read_study, table, with_names_of
+from training.studies.study import STUDIES, joined, plan, read_study, table, with_names_of
 from training.study import main
 from video_distilled_encoder import InputError
 from video_distilled_encoder.model_directory import weights_sha256
@@ -72,6 +72,47 @@ def test_a_study_trains_measures_and_tabulates_and_goes_on(run_command, words, t
     assert printed.endswith((out / "study.md").read_text() + "\n")
     with Image.open(out / "study.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_a_study_goes_on_from_one_made_elsewhere(run_command, words, tmp_path, one_thread, capsys):
+    words += ["--run.steps=1", "--run.workers=0"]
+    assert run_command(main, *words, "--rows", "random") is None
+    there = tmp_path / "there"
+    (tmp_path / "out").rename(there)
+    first = json.loads((there / "study.json").read_text())["rows"]["random"]["figures"]["mIoU"]
+    more = ["--rows", "random", "--seeds", "2", "1", "--earlier", there / "study.json"]
+    assert run_command(main, *words, "--run.precision=fp32", *more) is None
+    summary = json.loads((tmp_path / "out" / "study.json").read_text())
+    second, third = (
+        json.loads((tmp_path / "out" / "results" / f"colours-random-seed{seed}.json").read_text())["figures"]["miou"]
+        for seed in (1, 2)
+    )
+    assert summary["seeds"] == [0, 1, 2]
+    assert summary["rows"]["random"]["figures"]["mIoU"] == [*first, second, third]
+    assert summary["rows"]["vfd"]["figures"]["mIoU"] == [None] * 3
+    words += ["--run.precision=fp32"]
+    assert run_command(main, *words, "--rows", "random", "--earlier", tmp_path / "out" / "study.json") is None
+    assert json.loads((tmp_path / "out" / "study.json").read_text()) == summary
+
+    (tmp_path / "out").rename(tmp_path / "unused")
+    told = run_command(main, *words, "--run.batch_size=3", *more)
+    assert "the earlier study is another: its base smoke --run.steps=1 --run.workers=0, not smoke " in told
+    assert not (tmp_path / "out").exists()
+    (there / "study.json").write_text("{}")
+    assert "study.json is not the study.json of a study" in run_command(main, *words, *more)
+
+
+def test_a_row_that_has_become_another_is_not_joined():
+    study = {"recipe": ["smoke"], "settings": [], "seeds": [0], "measures": {}}
+    before = {**study, "rows": {"a": {"clips": 7, "steps": 1, "figures": {"mIoU": [1.0]}}}}
+    now = {**study, "rows": {"a": {"clips": 8, "steps": 1, "figures": {"mIoU": [2.0]}}}}
+    with pytest.raises(InputError, match=r"its a's clips 7, not 8"):
+        joined(before, now)
+    now["rows"] = {"a": before["rows"]["a"] | {"figures": {"mIoU": [2.0]}}, "b": {"figures": {"mIoU": [3.0]}}}
+    assert joined(before, now) == now
+    more = joined(before, {**now, "seeds": [1]})
+    assert more["seeds"] == [0, 1]
+    assert {name: row["figures"]["mIoU"] for name, row in more["rows"].items()} == {"a": [1.0, 2.0], "b": [None, 3.0]}
 
 
 def test_a_study_that_is_stopped_measures_nothing_and_goes_on(run_command, words, tmp_path, one_thread, monkeypatch):

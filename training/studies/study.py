@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.common.json_files import read_facts
 from training.common.yaml_files import find_file, read_as
 from training.data.extraction import extract_all
 from training.data.frame_store import ExtractConfig, FrameStore, open_stores
@@ -169,8 +170,26 @@ def run_of(out: Path, name: str, seed: int) -> Path:
     return out / f"{name}-seed{seed}"
 
 
-def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> None:
-    """Write `study.json`, `study.md` and `study.png` of what has been measured so far."""
+def summarize(
+    study: Study,
+    out: Path,
+    facts: Mapping[str, Mapping[str, Any]],
+    settings: Sequence[str],
+    earlier: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `study.json`, `study.md` and `study.png` of what has been measured so far, and of what `earlier` holds."""
+    summary = _summary(study, out, facts, settings)
+    if earlier:
+        summary = joined(earlier, summary)
+    write_json(out / "study.json", summary)
+    with atomic_path(out / "study.md") as temporary:
+        temporary.write_text(table(summary) + "\n", encoding="utf-8")
+    draw(summary, out / "study.png")
+
+
+def _summary(
+    study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], settings: Sequence[str]
+) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     for name, row in study.rows.items():
         subjects = [subject_of(out, name, row, seed) for seed in study.seeds]
@@ -180,7 +199,7 @@ def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], s
         }
         chosen = {key: value for key, value in asdict(row).items() if value}
         rows[name] = {**chosen, **facts.get(name, {}), "figures": found}
-    summary = {
+    return {
         "title": study.title,
         "recipe": study.recipe,
         "settings": list(settings),
@@ -188,10 +207,60 @@ def summarize(study: Study, out: Path, facts: Mapping[str, Mapping[str, Any]], s
         "measures": study.measures,
         "rows": rows,
     }
-    write_json(out / "study.json", summary)
-    with atomic_path(out / "study.md") as temporary:
-        temporary.write_text(table(summary) + "\n", encoding="utf-8")
-    draw(summary, out / "study.png")
+
+
+def read_earlier(path: Path) -> dict[str, Any]:
+    """Read the `study.json` of a study that was begun elsewhere.
+
+    Raises:
+        InputError: it is none.
+    """
+    earlier = read_facts(path, "a study goes on from the study.json that it wrote")
+    if not {"recipe", "settings", "seeds", "measures", "rows"} <= set(earlier):
+        raise InputError(f"{path} is not the study.json of a study")
+    return earlier
+
+
+def joined(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one study of two summaries; where both have a figure it is `here`'s.
+
+    Raises:
+        InputError: they do not compare the same.
+    """
+    _refuse_another(earlier, here)
+    seeds = sorted({*earlier["seeds"], *here["seeds"]})
+    rows = {}
+    for name, row in here["rows"].items():
+        before = earlier["rows"].get(name, {"figures": {}})["figures"]
+        known = {
+            title: _by_seed(earlier, before.get(title, [])) | _by_seed(here, row["figures"][title])
+            for title in row["figures"]
+        }
+        rows[name] = {**row, "figures": {title: [found.get(seed) for seed in seeds] for title, found in known.items()}}
+    return {**here, "seeds": seeds, "rows": rows}
+
+
+def _by_seed(summary: Mapping[str, Any], figures: Sequence[float | None]) -> dict[int, float]:
+    return {seed: figure for seed, figure in zip(summary["seeds"], figures, strict=False) if figure is not None}
+
+
+def _refuse_another(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    shared = [name for name in here["rows"] if name in earlier["rows"]]
+    pairs: dict[str, Sequence[Any]] = {"measures": (earlier["measures"], here["measures"])}
+    if _base(earlier) != _base(here):
+        pairs["base"] = [" ".join([*study["recipe"], *study["settings"]]) for study in (earlier, here)]
+    for what in ("recipe", "settings", "share", "after", "model", "measured", "clips", "steps"):
+        for name in shared:
+            pairs[f"{name}'s {what}"] = (earlier["rows"][name].get(what), here["rows"][name].get(what))
+    for what, (before, now) in pairs.items():
+        if before != now:
+            raise InputError(f"the earlier study is another: its {what} {before}, not {now}")
+
+
+def _base(summary: Mapping[str, Any]) -> Recipe:
+    """Return the base of a study, but for what suits a machine."""
+    base = read_recipe(summary["recipe"], summary["settings"])
+    return replace(base, run=replace(base.run, precision="auto", workers=0))
 
 
 def table(summary: Mapping[str, Any]) -> str:
