@@ -49,7 +49,4 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
     except Exception as error:  # compilers fail in their own ways
         mend = "" if shutil.which(os.environ.get("CXX", "g++")) else "; install a C++ compiler, g++, or name it in CXX"
         raise InputError(f"AOTInductor cannot compile the network here: {first_line(error)}{mend}") from error
-    made_for = {**machine(), "device": device.type}
-    if device.type == "cuda":
-        made_for["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
-    return made_for
+    return machine(device)

@@ -11,9 +11,8 @@ run of the same versions uses again. Interrupted, it prints and writes what it h
 from __future__ import annotations
 
 import argparse
+import json
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -24,7 +23,7 @@ from export.benchmark.floor import Floor, count_flops
 from export.benchmark.picture import draw
 from export.benchmark.plan import PRECISIONS, TORCH, Wanted, plan
 from export.benchmark.report import Report
-from export.benchmark.rounds import Rounds, Settings
+from export.benchmark.rounds import Rounds
 from export.benchmark.subjects import transformers_config
 from export.cli import parse_size
 from export.pipeline import FORMATS
@@ -40,6 +39,7 @@ from video_distilled_encoder.tokens import check_size
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     import_pyplot("export")  # before an hour of measuring, not after it
     directory = find_model(args.model, revision=args.revision)
     encoder = Encoder.from_pretrained(directory)
@@ -65,37 +65,17 @@ def bench(args: argparse.Namespace, directory: Path, encoder: Encoder) -> Report
         directory: of the model.
         encoder: the model.
     """
-    cache = args.out / "exports"
     machine = report.machine(args.device, args.threads)
-    wanted = Wanted(
-        directory,
-        args.size,
-        args.batch,
-        args.formats,
-        args.precisions,
-        args.against,
-        args.artefact,
-        args.device,
-        cache,
-    )
+    what = (args.size, args.batch, args.formats, args.precisions, args.against, args.artefact, args.device)
+    how = (args.frame, args.threads, args.seconds, args.rounds, args.timeout)
+    wanted = Wanted(directory, *what, args.out / "exports", *how)
     rows, failures = plan(wanted)
-    how = (args.frame, args.device, args.threads, args.seconds, args.rounds, args.timeout)
-    rounds = Rounds(rows, Settings(directory, cache, *how))
-    with _sigterm_as_interrupt():
-        rounds.run()
+    rounds = Rounds(rows, wanted)
+    rounds.run()
     groups = dict.fromkeys([*wanted.groups, *(row.group for row in rows)])
     floors = [Floor(*group, count_flops(encoder.config, *group) / 1e9, rounds.rates) for group in groups]
-    return Report(machine, settings(args), rounds.results, floors, [*failures, *rounds.failures], rounds.interrupted)
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Within, SIGTERM is as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    asked = json.loads(json.dumps(vars(args), default=str))
+    return Report(machine, asked, rounds.results, floors, [*failures, *rounds.failures], rounds.interrupted)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,11 +90,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--formats",
         nargs="+",
+        choices=(*TORCH, *FORMATS),
         default=["torch", *FORMATS],
-        help="of torch, torch-compile, onnx, openvino, aoti, tensorrt (all but torch-compile)",
+        help="of the network (all but torch-compile)",
     )
     parser.add_argument(
-        "--precisions", nargs="+", help="of fp32, fp16, bf16, int8 (all; of --against fp32 only, unless given)"
+        "--precisions", nargs="+", choices=PRECISIONS, help="(all; of --against fp32 only, unless given)"
     )
     parser.add_argument(
         "--against",
@@ -138,27 +119,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def settings(args: argparse.Namespace) -> dict[str, object]:
-    """Return what was asked for, as JSON holds it."""
-    return {
-        name: [str(item) if isinstance(item, Path) else item for item in value] if isinstance(value, list) else value
-        for name, value in {**vars(args), "out": str(args.out)}.items()
-    }
-
-
 def check_arguments(args: argparse.Namespace, encoder: Encoder) -> None:
     """Refuse what cannot be measured, before work begins.
 
     Raises:
         InputError: a word is unknown, a number is out of its range, or a model or an export is not to be had.
     """
-    for option, values, allowed in (
-        ("--formats", args.formats, (*TORCH, *FORMATS)),
-        ("--precisions", args.precisions or (), PRECISIONS),
-    ):
-        unknown = [value for value in values if value not in allowed]
-        if unknown:
-            raise InputError(f"{option} are some of {', '.join(allowed)}; got {', '.join(unknown)}")
     for size in args.size:
         check_size(size, encoder.patch_size)
     least = min([*args.batch, args.threads, args.rounds])

@@ -9,6 +9,8 @@ and is needed to load it: `video_distilled_encoder.load_runtime(FILE)`.
 from __future__ import annotations
 
 import argparse
+import re
+from dataclasses import fields
 from pathlib import Path
 
 from export import onnx
@@ -17,9 +19,7 @@ from video_distilled_encoder.errors import command
 from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.model_config import CROP_MODES
 from video_distilled_encoder.runtimes.artefact import FEATURES, LAYOUTS, SUFFIXES, Artefact, Camera, sidecar
-from video_distilled_encoder.runtimes.tensorrt import HARDWARE
-
-ENGINE_OPTIONS = ("timing_cache", "optimization_level", "workspace_gib", "version_compatible", "hardware_compatible")
+from video_distilled_encoder.runtimes.tensorrt import HARDWARE, BuildOptions
 
 
 @command
@@ -29,7 +29,7 @@ def main() -> None:
     camera = None
     if args.uint8_input:
         height, width = args.uint8_input
-        camera = Camera(height, width, args.layout, args.crop_mode)
+        camera = Camera(height, width, args.layout or LAYOUTS[0], args.crop_mode)
     out = args.out or Path(f"encoder{SUFFIXES[args.format]}")
     artefact = export(
         args.model,
@@ -45,7 +45,7 @@ def main() -> None:
         device=args.device,
         revision=args.revision,
         layer_parity=not args.no_layer_parity,
-        engine={name: getattr(args, name) for name in ENGINE_OPTIONS},
+        engine=args.engine,
         progress=lambda line: print(f"… {line}", flush=True),
     )
     print(summary(artefact, out))
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HEIGHTxWIDTH",
         help="take uint8 RGB frames of this size, and resize, crop and normalise inside",
     )
-    parser.add_argument("--layout", choices=LAYOUTS, default="NHWC", help="of those frames (%(default)s)")
+    parser.add_argument("--layout", choices=LAYOUTS, help=f"of those frames ({LAYOUTS[0]})")
     parser.add_argument("--crop-mode", choices=CROP_MODES, help="of those frames (the model's own)")
     parser.add_argument("--calibration", type=Path, help="folder of your images, to compare on and for int8's ranges")
     parser.add_argument(
@@ -101,7 +101,13 @@ def parse_arguments() -> argparse.Namespace:
     engine.add_argument(
         "--hardware-compatible", choices=HARDWARE, default="none", help="runs on other GPUs too (%(default)s)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.layout or args.crop_mode) and not args.uint8_input:
+        parser.error("--layout and --crop-mode are of the frames of --uint8-input HEIGHTxWIDTH, which is not given")
+    args.engine = BuildOptions(**{option.name: getattr(args, option.name) for option in fields(BuildOptions)})
+    if args.engine != BuildOptions() and args.format != "tensorrt":
+        parser.error(f"what is listed under TensorRT in --help is of --format tensorrt, not {args.format}")
+    return args
 
 
 def summary(artefact: Artefact, out: Path) -> str:
@@ -125,27 +131,18 @@ def summary(artefact: Artefact, out: Path) -> str:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Turn "224" or "224x320" into (height, width)."""
-    sides = _numbers(text.lower().split("x"))
-    if len(sides) not in (1, 2) or min(sides) < 1:
+    sides = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", text)
+    if not sides:
         raise argparse.ArgumentTypeError(f"a size is SIDE or HEIGHTxWIDTH in pixels, got {text!r}")
-    return sides[0], sides[-1]
+    return int(sides[1]), int(sides[2] or sides[1])
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
     """Turn "8" or "1:8:32" into (smallest, usual, largest)."""
-    numbers = _numbers(text.split(":"))
-    if len(numbers) == 1:
-        return numbers[0], numbers[0], numbers[0]
-    if len(numbers) != 3:
+    numbers = re.fullmatch(r"(\d+)(?::(\d+):(\d+))?", text)
+    if not numbers:
         raise argparse.ArgumentTypeError(f"a batch is N or SMALLEST:USUAL:LARGEST, got {text!r}")
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _numbers(parts: list[str]) -> list[int]:
-    try:
-        return [int(part) for part in parts]
-    except ValueError:
-        return []
+    return int(numbers[1]), int(numbers[2] or numbers[1]), int(numbers[3] or numbers[1])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files
 from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera
+from video_distilled_encoder.runtimes.tensorrt import BuildOptions
 
 PARITY_IMAGES = 8
 CALIBRATION_IMAGES = 512
@@ -40,8 +40,8 @@ class Job:
     device: str = "cpu"
     layer_parity: bool = True
     """Compare every block too."""
-    engine: Mapping[str, Any] = field(default_factory=dict)
-    """Options of a TensorRT build."""
+    engine: BuildOptions = field(default_factory=BuildOptions)
+    """How TensorRT builds."""
     progress: Callable[[str], None] = lambda line: None
     """Told what is being done."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from video_distilled_encoder import Encoder
 from video_distilled_encoder.preprocessing import plan_resize
-from video_distilled_encoder.resize import Bands, apply_bands, both_bands
+from video_distilled_encoder.resize import Bands, apply_bands, both_bands, weights
 from video_distilled_encoder.runtimes.artefact import LAYER, Artefact, Camera
 from video_distilled_encoder.tokens import encode_tokens
 
@@ -171,26 +171,9 @@ def resample_positions(
     """
     prefix, own = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
     own = own.unflatten(1, tuple(old_size)).permute(0, 3, 1, 2)
-    rows, columns = (cubic_weights(have, want, own) for have, want in zip(old_size, new_size, strict=True))
+    rows, columns = (
+        weights(have, want, "bicubic", torch.float32, own.device).to(own.dtype)
+        for have, want in zip(old_size, new_size, strict=True)
+    )
     resampled = (rows @ own @ columns.T).flatten(2).transpose(1, 2)
     return torch.cat([prefix, resampled], dim=1)
-
-
-def cubic_weights(source: int, target: int, like: Tensor) -> Tensor:
-    """Return (target, source) weights of torch's antialiased bicubic filter, in operations every runtime knows.
-
-    Runtimes' own Resize differ from torch's: OpenVINO's by up to .001 in a feature.
-
-    Args:
-        source: number of pixels; may be symbolic.
-        target: number of pixels; may be symbolic.
-        like: of the device and type to return.
-    """
-    scale = source / target
-    width: Any = torch.sym_max(scale, 1.0)  # of the filter: one source pixel, or one target pixel
-    middle = (torch.arange(target, device=like.device) + 0.5) * scale
-    x = (torch.arange(source, device=like.device) + 0.5 - middle[:, None]).abs() / width
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)

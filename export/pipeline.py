@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from video_distilled_encoder.errors import InputError, MissingExtra
 from video_distilled_encoder.files import atomic_directory, sha256
 from video_distilled_encoder.hub import find_model
 from video_distilled_encoder.image_files import bundled_photographs
+from video_distilled_encoder.model_config import PREPROCESSING
 from video_distilled_encoder.runtimes import tensorrt as engines
 from video_distilled_encoder.runtimes.artefact import FEATURES, LAYER, REGISTERS, SUFFIXES, Artefact, Camera, sidecar
 from video_distilled_encoder.runtimes.runtime import Runtime
@@ -46,7 +46,7 @@ def export(
     device: str | None = None,
     revision: str | None = None,
     layer_parity: bool = True,
-    engine: Mapping[str, Any] | None = None,
+    engine: engines.BuildOptions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Artefact:
     """Export an encoder; returns the facts that the JSON beside it holds.
@@ -66,7 +66,7 @@ def export(
             TensorRT where it is installed, else the CPU.
         revision: of a model on the Hub.
         layer_parity: measure every block too; AOTInductor and TensorRT compile a second time for it.
-        engine: options of a TensorRT build, see `runtimes.tensorrt.BuildOptions`.
+        engine: how TensorRT builds.
         progress: told what is being done.
 
     Raises:
@@ -97,11 +97,7 @@ def export(
         patch_size=encoder.patch_size,
         prefix=encoder.tokens.prefix,
         has_cls=encoder.tokens.has_cls,
-        mean=encoder.config.mean,
-        std=encoder.config.std,
-        interpolation=encoder.config.interpolation,
-        crop_pct=encoder.config.crop_pct,
-        crop_mode=encoder.config.crop_mode,
+        **{name: getattr(encoder.config, name) for name in PREPROCESSING},
     )
     check(artefact, encoder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +110,7 @@ def export(
             scratch=Path(scratch),
             device=device,
             layer_parity=layer_parity,
-            engine=engine or {},
+            engine=engine or engines.BuildOptions(),
             progress=progress,
         )
         if format == "tensorrt" and not engines.available():
@@ -139,11 +135,6 @@ def check(artefact: Artefact, encoder: Encoder) -> None:
     if artefact.size is None and (artefact.camera or not module.DYNAMIC_SIZE):
         what = "an input of camera frames" if artefact.camera else f"the format {artefact.format}"
         raise InputError(f"{what} needs one fixed size; give --size HEIGHTxWIDTH without --dynamic-size")
-    least, usual, most = artefact.batch
-    if not 1 <= least <= usual <= most:
-        raise InputError(
-            f"a batch range is smallest:usual:largest, in this order and from 1; got {least}:{usual}:{most}"
-        )
     if encoder.tokens.only_size:
         if artefact.size is None:
             raise InputError("this family of encoders takes one size of image; export without --dynamic-size")
@@ -165,7 +156,7 @@ def without_tensorrt(job: Job, artefact: Artefact, out: Path) -> str:
     graph = out.with_suffix(SUFFIXES["onnx"])
     with atomic_directory(out.parent) as staging:
         produce(job, dataclasses.replace(artefact, format="onnx"), staging / graph.name)
-    command = engines.build_command(graph.name, out.name, tensorrt.build_options(artefact, job))
+    command = engines.build_command(graph.name, out.name, artefact, job.engine)
     return (
         f"TensorRT is not installed here, so no engine was built, only its graph, {graph}. On the machine with the GPU "
         "run pip install 'video_distilled_encoder[tensorrt]' and this command again, which also compares the engine "

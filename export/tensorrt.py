@@ -11,7 +11,6 @@ from export import onnx
 from export.job import Job
 from export.network import Network
 from video_distilled_encoder.runtimes import tensorrt
-from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
 
 PRECISIONS = onnx.PRECISIONS | {"int8": torch.float16}
@@ -33,21 +32,10 @@ def write(network: Network, path: Path, job: Job) -> dict[str, str]:
     Raises:
         InputError: TensorRT is not installed (`MissingExtra`) or cannot build the network, or the device is no GPU.
     """
-    options = build_options(network.artefact, job)
     tensorrt.require()
     device = cuda_device(job.device)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "encoder.onnx"
         onnx.write(network, graph, job)
-        path.write_bytes(tensorrt.build(graph, options, device))
-    return tensorrt.made_for(options, device)
-
-
-def build_options(artefact: Artefact, job: Job) -> tensorrt.BuildOptions:
-    """Return how the engine of an export is built.
-
-    Raises:
-        InputError: an option is out of its range.
-    """
-    shape = artefact.input_shape(1, artefact.size or artefact.default_size)[1:]
-    return tensorrt.BuildOptions(batch=artefact.batch, input_name=artefact.input, input_shape=shape, **job.engine)
+        path.write_bytes(tensorrt.build(graph, network.artefact, job.engine, device))
+    return tensorrt.made_for(job.engine, device)

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from glob import escape
 from itertools import count, islice
 from pathlib import Path
 from threading import Lock
@@ -43,17 +41,10 @@ from video_distilled_encoder.sources.video_files import VideoFile
 from video_distilled_encoder.video import write_video
 
 FRAMES_PER_FILE = 1000
+OF_FRAMES = ("cls", "patches", "times")
+"""What is written of each frame."""
 _TURNS = Lock()
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input and where its results go (without suffix)."""
-
-    source: Path | Source
-    """An image, or what yields frames."""
-    target: Path
 
 
 def _is_video(path: Path) -> bool:
@@ -74,15 +65,14 @@ def _moves(path: Path) -> bool:
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
-    jobs = find_jobs(args.inputs, args.out, asked_of(args))
+    targets = find_jobs(args.inputs, args.out, asked_of(args))
     encoder = Encoder.from_pretrained(args.model, revision=args.revision, device=args.device)
     failed: list[InputError] = []
-    targets = {job.source: job.target for job in jobs}
 
     def image(path: Any) -> None:
         encode_image(encoder, path, targets[path], args)
 
-    with tqdm(total=len(jobs), desc="encode", unit="file", dynamic_ncols=True) as bar:
+    with tqdm(total=len(targets), desc="encode", unit="file", dynamic_ncols=True) as bar:
         for sources in in_passes(targets):
             bar.set_postfix_str(sources[0].name)
             if recordings := [source for source in sources if isinstance(source, Source)]:
@@ -90,8 +80,8 @@ def main() -> None:
             else:
                 failed += filter(None, (why_not(image, source) for source in sources))
             bar.update(len(sources))
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} inputs encoded into {args.out}")
-    refuse_failed(failed, len(jobs), "inputs could not be encoded; the others are")
+    print(f"{len(targets) - len(failed)} of {len(targets)} inputs encoded into {args.out}")
+    refuse_failed(failed, len(targets), "inputs could not be encoded; the others are")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -116,18 +106,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-features", action="store_true", help="write pictures only")
     parser.add_argument("--no-pictures", action="store_true", help="write features only")
     args = parser.parse_args()
-    if args.batch_size < 1 or (args.fps is not None and args.fps <= 0):
+    if args.batch_size < 1 or (args.fps is not None and not 0 < args.fps < float("inf")):
         parser.error("--batch-size and --fps must be positive")
     return args
 
 
-def find_jobs(inputs: Iterable[Path], out: Path, asked: Asked | None = None) -> list[Job]:
-    """List the images, the videos and the recordings of data sets among the inputs.
+def find_jobs(inputs: Iterable[Path], out: Path, asked: Asked | None = None) -> dict[Path | Source, Path]:
+    """Find the images, the videos and the recordings of data sets among the inputs.
+
+    Returns:
+        Where the results of each go, without suffix.
 
     Raises:
-        InputError: an input does not exist, a folder holds neither image nor video, or two results would have one name.
+        InputError: an input does not exist, a folder holds neither image nor video, or two results would have one
+            name, or one input two.
     """
-    jobs: list[Job] = []
+    found: dict[Path, Path | Source] = {}
+
+    def add(source: Path | Source, target: Path) -> None:
+        if target in found:
+            raise _collision(source, found[target], target)
+        found[target] = source
+
     for path in inputs:
         files = find_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES, is_data_set)
         if not files:
@@ -136,20 +136,19 @@ def find_jobs(inputs: Iterable[Path], out: Path, asked: Asked | None = None) -> 
         sets = [file for file in files if is_data_set(file)]
         for file in files:
             if file not in sets:
-                source = VideoFile(file) if _is_video(file) else file
-                jobs.append(Job(source, out / file.relative_to(root).with_suffix("")))
+                add(VideoFile(file) if _is_video(file) else file, out / file.relative_to(root).with_suffix(""))
         for recording in find_sources(sets, asked) if sets else []:
-            jobs.append(Job(recording, out / recording.path.relative_to(root).parent / recording.name))
-    seen: dict[Path, Path | Source] = {}
-    for job in jobs:
-        if job.target in seen:
-            raise _collision(job.source, seen[job.target], job.target)
-        seen[job.target] = job.source
-    for job in jobs:
-        whole = job.target.with_name(re.sub(r"\.part\d+$", "", job.target.name))
-        if whole != job.target and isinstance(seen.get(whole), Source):
-            raise _collision(job.source, seen[whole], job.target)
-    return jobs
+            add(recording, out / recording.path.relative_to(root).parent / recording.name)
+    for target, source in found.items():
+        whole = target.with_name(re.sub(r"\.part\d+$", "", target.name))
+        if whole != target and isinstance(found.get(whole), Source):
+            raise _collision(source, found[whole], target)
+    targets: dict[Path | Source, Path] = {}
+    for target, source in found.items():
+        if source in targets:
+            raise InputError(f"{source} is among the inputs twice, as {targets[source]} and {target}; name it once")
+        targets[source] = target
+    return targets
 
 
 def _collision(one: Path | Source, other: Path | Source, target: Path) -> InputError:
@@ -250,8 +249,10 @@ def interval_of(args: argparse.Namespace) -> float:
 
 def remove_older_parts(target: Path, parts: int, suffix: str) -> None:
     """Remove the parts beyond the last that features of a longer video left under the same name."""
+    kinds = [f"{name}." for name in OF_FRAMES] if suffix == "npy" else [""]
     for number in count(parts + 1):
-        older = list(target.parent.glob(f"{escape(target.name)}.part{number}.*{suffix}"))
+        names = [f"{target.name}.part{number}.{what}{suffix}" for what in kinds]
+        older = [file for file in map(target.with_name, names) if file.exists()]
         if not older:
             return
         for file in older:
@@ -295,7 +296,7 @@ class FeatureWriter:
         self.episode = episode
         self.parts = self.written = 0
         self.grid = torch.Size()
-        self.rows: dict[str, list[Tensor]] = {"cls": [], "patches": [], "times": []}
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in OF_FRAMES}
 
     def add(self, cls: Tensor, patches: Tensor, times: list[float], grid: torch.Size) -> None:
         """Add (T, C) class tokens and (T, N, C) patch tokens of frames at `times` seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
             InputError: there is no such block, or the shape does not fit.
         """
         depth = self.depth
-        blocks = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
+        blocks = list(n) if isinstance(n, Iterable) else list(range(depth - n, depth))
         if not blocks or min(blocks) < 0 or max(blocks) >= depth:
             raise InputError(f"n={n!r} asks for blocks that are not there; the encoder has blocks 0 to {depth - 1}")
         pixels, lead = self._flatten(pixel_values)

@@ -51,8 +51,9 @@ def import_extra(module: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtra(module.split(".")[0], extra) from error
+    except (ImportError, OSError) as error:
+        lacks = "" if isinstance(error, ModuleNotFoundError) else f" with its libraries ({first_line(error)})"
+        raise MissingExtra(module.split(".")[0] + lacks, extra) from error
 
 
 def import_pyplot(extra: str) -> Any:

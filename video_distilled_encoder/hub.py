@@ -42,18 +42,11 @@ def find_model(
     local = Path(name).expanduser()
     if local.is_dir():
         return local
-    bundled = BUNDLED_RELEASES / name
-    if revision is None and _is_repository_name(str(name)) and bundled.is_dir():
-        return bundled
     if not _is_repository_name(str(name)):
         raise InputError(f"{name} is neither a directory nor a Hub name of the form owner/name; {_bundled()}")
-    wanted = [
-        model_directory.CONFIG,
-        model_directory.WEIGHTS,
-        model_directory.CHECKSUMS,
-        model_directory.CARD,
-        model_directory.PREPROCESSOR,
-    ]
+    bundled = BUNDLED_RELEASES / name
+    if revision is None and bundled.is_dir():
+        return bundled
     at = f" at revision {revision}" if revision else ""
     try:
         directory = snapshot_download(
@@ -62,7 +55,7 @@ def find_model(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
-            allow_patterns=wanted,
+            allow_patterns=list(model_directory.FILES),
         )
     except GatedRepoError as error:
         raise InputError(f"{name} on the Hub is gated; ask for access, then log in with `hf auth login`") from error

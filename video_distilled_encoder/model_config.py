@@ -20,6 +20,8 @@ from video_distilled_encoder.tokens import TokenLayout, image_size
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 CROP_MODES = ("center", "squash")
 """Ways to fit an image to any size."""
+PREPROCESSING = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
+"""What is known of how an image becomes a model's input: names here, in timm's `pretrained_cfg` and in `Artefact`."""
 _BACKBONE_ARGUMENTS = {
     name for family in (VisionTransformer, Eva, Beit) for name in inspect.signature(family.__init__).parameters
 } - {"self"}
@@ -98,16 +100,11 @@ class ModelConfig:
         if not isinstance(config, dict) or "architecture" not in config:
             raise InputError("it names no timm `architecture`")
         image = config.get("pretrained_cfg", config)
-        defaults = cls()
-        read = cls(
-            architecture=config["architecture"],
-            model_args=config.get("model_args", {}),
-            mean=tuple(image.get("mean", defaults.mean)),
-            std=tuple(image.get("std", defaults.std)),
-            interpolation=image.get("interpolation", defaults.interpolation),
-            crop_pct=image.get("crop_pct", defaults.crop_pct),
-            crop_mode=image.get("crop_mode", defaults.crop_mode),
-        )
+        given = {name: image[name] for name in PREPROCESSING if name in image}
+        facts: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        read = cls(config["architecture"], config.get("model_args", {}), **facts)
         if read.crop_mode == "squash" and read.crop_pct < 1:
             raise InputError(f"crop_mode squash keeps the whole image, so crop_pct must be 1, got {read.crop_pct}")
         return read
@@ -126,11 +123,7 @@ class ModelConfig:
             "pretrained_cfg": {
                 "input_size": [3, height, width],
                 "fixed_input_size": True,
-                "interpolation": self.interpolation,
-                "crop_pct": self.crop_pct,
-                "crop_mode": self.crop_mode,
-                "mean": list(self.mean),
-                "std": list(self.std),
+                **{name: getattr(self, name) for name in PREPROCESSING},
                 "num_classes": 0,
                 "first_conv": "patch_embed.proj",
                 "classifier": "head",

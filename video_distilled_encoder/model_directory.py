@@ -33,6 +33,8 @@ PREPROCESSOR = "preprocessor_config.json"
 """Of directories that transformers wrote."""
 CHECKSUMS = "SHA256SUMS"
 CARD = "README.md"
+FILES = (CONFIG, WEIGHTS, CHECKSUMS, CARD, PREPROCESSOR)
+"""That are fetched."""
 
 _CHECKSUM = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 _COMPILED = "_orig_mod."

@@ -1,20 +1,20 @@
 """Antialiased resizing and cropping as two matrix products, one along each side.
 
-Each row of such a matrix holds the few weights of one pixel. Where torch has a fast product with sparse matrices (that
-of MKL, on x86 processors) they are sparse; elsewhere, and in exports, the products are taken in bands that leave out
-most of the zeros. Equal to `torch.nn.functional.interpolate(antialias=True)`, and lanczos to PIL's, up to float32
-rounding, and several times faster on frames of a camera, since only what is kept is computed; and no runtime of an
-export needs a Resize.
+Each row of such a matrix holds the few weights of one pixel. Of frames with their colours last, as cameras give them,
+the matrices are sparse where torch has a fast product with such (that of MKL, on x86 processors); elsewhere, and in
+exports, the products are taken in bands that leave out most of the zeros. Equal to
+`torch.nn.functional.interpolate(antialias=True)`, and lanczos to PIL's, up to float32 rounding, and several times
+faster on frames of a camera, since only what is kept is computed; and no runtime of an export needs a Resize.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _BAND = 16  # target pixels: fewer are more calls, more are more zeros
@@ -48,13 +48,12 @@ def resize_and_crop(
         (n, 3, *crop) float32, in the units of `images`; bicubic and lanczos may overshoot them.
     """
     height, width = images.shape[1:3] if channels_last else images.shape[2:]
-    if images.device.type == "cpu" and torch.backends.mkl.is_available():
+    if channels_last and images.device.type == "cpu" and torch.backends.mkl.is_available():
         down, across = (
             sparse(have, whole, keep, interpolation)
             for have, whole, keep in zip((height, width), resized, crop, strict=True)
         )
-        pixels = images if channels_last else images.permute(0, 2, 3, 1)
-        return torch.stack([apply_sparse(image, down, across) for image in pixels])
+        return torch.stack([apply_sparse(image, down, across) for image in images])
     rows, columns = both_bands((height, width), resized, crop, interpolation, images.device)
     return apply_bands(images, rows, columns, channels_last)
 
@@ -117,27 +116,29 @@ def _band(block: Tensor) -> Band:
 def _kept_rows(source: int, target: int, keep: int, interpolation: str) -> Tensor:
     """Return the middle rows of the matrix below, (keep, source)."""
     first = round((target - keep) / 2)
-    return _matrix(source, target, interpolation)[first : first + keep]
-
-
-def _matrix(source: int, target: int, interpolation: str) -> Tensor:
-    """Return (target, source) weights in float64: torch's filter's answer to one bright pixel after the other."""
     if source == target:
-        return torch.eye(source, dtype=torch.float64, device="cpu")
-    if interpolation == "lanczos":
-        return _lanczos(source, target)
-    pixels = torch.arange(source, device="cpu")
-    answers = []
-    for bright in pixels.split(256):  # an identity matrix for the width of a large photograph would take gigabytes
-        lines = pixels[:, None].eq(bright).double()[None, None]
-        answers.append(F.interpolate(lines, (target, len(bright)), mode=interpolation, antialias=True)[0, 0])
-    return torch.cat(answers, dim=1)
+        return torch.eye(source, dtype=torch.float64, device="cpu")[first : first + keep]
+    return weights(source, target, interpolation, torch.float64, torch.device("cpu"))[first : first + keep]
 
 
-def _lanczos(source: int, target: int) -> Tensor:
-    """Return (target, source) weights of PIL's filter, a sinc under a window of three of its lobes to each side."""
+def weights(source: int, target: int, interpolation: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (target, source) weights of torch's antialiasing filters, and of PIL's lanczos.
+
+    In operations that every runtime knows, for sizes that may be symbolic: runtimes' own Resize differ from torch's,
+    OpenVINO's by up to .001 in a feature.
+    """
+    reach, filter_ = FILTERS[interpolation]
     scale = source / target
-    middle = (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * scale
-    x = (torch.arange(source, device="cpu") + 0.5 - middle[:, None]) / max(scale, 1.0)
-    weights = torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
-    return weights / weights.sum(1, keepdim=True)
+    width: Any = torch.sym_max(scale, 1.0)  # of the filter: one source pixel, or one target pixel
+    middle = (torch.arange(target, dtype=dtype, device=device) + 0.5) * scale
+    x = (torch.arange(source, dtype=dtype, device=device) + 0.5 - middle[:, None]).abs() / width
+    found = torch.where(x < reach, filter_(x), torch.zeros_like(x))
+    return found / found.sum(1, keepdim=True)
+
+
+FILTERS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "bilinear": (1, lambda x: 1 - x),
+    "bicubic": (2, lambda x: torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)),
+    "lanczos": (3, lambda x: torch.sinc(x) * torch.sinc(x / 3)),
+}
+"""How many pixels each reaches to a side, and what it is at a distance of less."""

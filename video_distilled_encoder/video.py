@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -55,15 +55,8 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         InputError: the file is missing, empty, damaged, or holds no video with time stamps.
     """
-    info = _probe(path, {"skip_frame": "all", **({"analyzeduration": "1"} if _is_mp4(path) else {})})
+    info = _probe(path, {"skip_frame": "all"})
     return info if info.width and info.fps else _probe(path, {})
-
-
-def _is_mp4(path: Path) -> bool:
-    """Return whether a file is an MP4, whose header tells all, so that nothing behind it need be looked at."""
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(8)[4:] == b"ftyp"
-    return False
 
 
 def _probe(path: Path, options: dict[str, str]) -> VideoInfo:

@@ -40,6 +40,14 @@ class Wanted:
     device: str
     cache: Path
     """Folder of exports."""
+    frame: tuple[int, int] = (720, 1280)
+    """(height, width) of a camera frame."""
+    threads: int = 1
+    seconds: float = 2.0
+    """For each figure in each round."""
+    rounds: int = 3
+    timeout: float = 900.0
+    """Seconds that a row may take, to be exported or to be measured in one round."""
 
     @property
     def groups(self) -> list[Group]:

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from export.benchmark.floor import PRECISIONS
-from export.benchmark.plan import needs_export
+from export.benchmark.plan import Wanted, needs_export
 from export.benchmark.process import ask
 from export.benchmark.rows import Failure, Result, Row, best
 from video_distilled_encoder.errors import InputError
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure."""
-
-    directory: Path
-    """Of the model."""
-    cache: Path
-    """Folder of exports."""
-    frame: tuple[int, int]
-    """(height, width) of a camera frame."""
-    device: str
-    threads: int
-    seconds: float
-    """For each figure in each round."""
-    rounds: int
-    timeout: float
-    """Seconds that a row may take, to be exported or to be measured in one round."""
 
 
 class Rounds:
@@ -45,7 +25,7 @@ class Rounds:
         settings: how.
     """
 
-    def __init__(self, rows: Sequence[Row], settings: Settings) -> None:
+    def __init__(self, rows: Sequence[Row], settings: Wanted) -> None:
         self.settings = settings
         self.rates: dict[str, float] = {}
         """Of matrix products, GFLOP/s by precision: the best of all rounds."""

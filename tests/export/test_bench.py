@@ -428,8 +428,6 @@ def test_transformers_pixels_are_those_of_its_own_processor(their_directory, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--formats", "torch", "caffe"], "--formats are some of torch, torch-compile, onnx, openvino, aoti, tensorrt"),
-        (["--precisions", "fp8"], "--precisions are some of fp32, fp16, bf16, int8; got fp8"),
         (["--size", "100"], "height 100 is not a multiple of the patch size 16; nearest: 96 and 112"),
         (["--batch", "0"], "--batch, --threads and --rounds are 1 or more"),
         (["--seconds", "nan"], "--seconds more than 0"),
@@ -446,6 +444,12 @@ def test_what_does_not_fit_is_one_sentence(run_command, command_line, arguments,
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.parametrize(("option", "word"), [("--formats", "caffe"), ("--precisions", "fp8")])
+def test_an_unknown_word_is_told_with_those_that_are_known(run_command, command_line, capsys, option, word):
+    assert run_command(bench.main, *command_line, option, word) == 2
+    assert f"argument {option}: invalid choice: '{word}' (choose from" in capsys.readouterr().err
 
 
 def test_a_model_transformers_does_not_know(run_command, command_line, tmp_path):

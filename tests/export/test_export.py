@@ -15,11 +15,12 @@ pytest.importorskip("onnxruntime")
 
 from export import cli, parity, pipeline  # noqa: E402
 from export.job import Job  # noqa: E402
-from export.network import Network, cubic_weights  # noqa: E402
+from export.network import Network  # noqa: E402
 from export.pipeline import export  # noqa: E402
 from video_distilled_encoder import Encoder, InputError, load_runtime  # noqa: E402
 from video_distilled_encoder.files import sha256  # noqa: E402
 from video_distilled_encoder.image_files import bundled_photographs, open_image  # noqa: E402
+from video_distilled_encoder.resize import weights  # noqa: E402
 from video_distilled_encoder.runtimes import tensorrt as engines  # noqa: E402
 from video_distilled_encoder.runtimes.artefact import SUFFIXES, Artefact, Camera  # noqa: E402
 
@@ -379,8 +380,11 @@ def test_command(run_command, shallow_directory, tmp_path, capsys):
         (["--out", "e.bin"], "should end in .onnx"),
         (["--model", "nothing"], "neither a directory"),
         (["--batch", "4:2:8"], "a batch range is smallest:usual:largest"),
-        (["--outputs", "cls", "head"], "outputs are one or more of cls, patches, grid, layer_0 … layer_1, each once"),
-        (["--outputs", "layer_2"], "outputs are one or more of"),
+        (
+            ["--outputs", "cls", "head"],
+            "outputs are one or more of cls, patches, grid, registers, layer_0 …; got cls, head",
+        ),
+        (["--outputs", "layer_2"], "outputs are one or more of cls, patches, grid, layer_0 … layer_1, each once"),
         (["--uint8-input", "64x96", "--dynamic-size"], "an input of camera frames needs one fixed size"),
         (["--calibration", "nowhere"], "nowhere holds no images"),
         (["--device", "cuda:99"], "device 'cuda:99'"),
@@ -393,6 +397,25 @@ def test_what_does_not_fit_is_one_sentence(run_command, shallow_directory, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--crop-mode", "squash"], "are of the frames of --uint8-input HEIGHTxWIDTH, which is not given"),
+        (["--layout", "NCHW"], "are of the frames of --uint8-input"),
+        (["--optimization-level", "5"], "listed under TensorRT in --help is of --format tensorrt, not onnx"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run_command, tmp_path, options, message, capsys):
+    assert run_command(cli.main, "--format", "onnx", "--out", tmp_path / "e.onnx", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_tensorrt_option_out_of_range_is_told_before_work(run_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "export", lambda *_, **__: pytest.fail("work began"))
+    options = ("--format", "tensorrt", "--out", tmp_path / "e.engine", "--optimization-level", "9")
+    assert "optimization level is 0 to 5, got 9" in run_command(cli.main, *options)
+
+
 def test_what_a_format_lacks_is_said(shallow_directory, tmp_path):
     with pytest.raises(InputError, match=r"aoti takes no precision int8; it has fp32, fp16, bf16 and auto"):
         export(shallow_directory, tmp_path / "e.pt2", format="aoti", precision="int8")
@@ -400,11 +423,13 @@ def test_what_a_format_lacks_is_said(shallow_directory, tmp_path):
         export(shallow_directory, tmp_path / "e.pt2", format="aoti", dynamic_size=True)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("source", "target"), [(14, 20), (14, 14), (14, 9), (3, 40), (24, 2)])
-def test_position_weights_are_torchs_filter(source, target):
+def test_weights_are_torchs_filter(source, target, interpolation):
     lines = torch.randn(1, 1, source, 5, dtype=torch.double)
-    expected = F.interpolate(lines, (target, 5), mode="bicubic", antialias=True)
-    assert torch.allclose(cubic_weights(source, target, lines) @ lines, expected, atol=1e-5)
+    expected = F.interpolate(lines, (target, 5), mode=interpolation, antialias=True)
+    found = weights(source, target, interpolation, torch.float64, lines.device)
+    assert torch.allclose(found @ lines, expected, atol=1e-12)
 
 
 def test_without_tensorrt_the_graph_and_the_command_are_left(run_command, shallow_directory, tmp_path, monkeypatch):

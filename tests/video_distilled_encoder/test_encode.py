@@ -124,7 +124,8 @@ def test_a_second_run_leaves_no_part_of_a_longer_video_and_encodes_no_output(
     for seconds, parts in ((1.2, ["a.part2.safetensors", "a.part3.safetensors"]), (0.4, [])):
         video = make_video("in/a.mp4", seconds=seconds)
         assert run_command(encode.main, video.parent, "--out", video.parent, *options) is None
-        expected = ["a.mp4", *parts, "a.pca.mp4", "a.safetensors"]
+        (video.parent / "a.part2.of-another.safetensors").touch()
+        expected = ["a.mp4", "a.part2.of-another.safetensors", *parts, "a.pca.mp4", "a.safetensors"]
         assert sorted(path.name for path in video.parent.iterdir()) == expected
 
 
@@ -133,6 +134,20 @@ def test_a_video_whose_parts_would_be_another_video_is_refused(make_video, tmp_p
         video = make_video(name, seconds=0.2)
     with pytest.raises(InputError, match="would both be written"):
         encode.find_jobs([video.parent], tmp_path / "out")
+
+
+def test_an_input_that_is_named_twice_is_refused(tmp_path, photograph):
+    inner = tmp_path / "in" / "b" / "x.jpg"
+    inner.parent.mkdir(parents=True)
+    inner.write_bytes(photograph.read_bytes())
+    with pytest.raises(InputError, match=r"x\.jpg is among the inputs twice, as .*out/x and .*out/b/x; name it once"):
+        encode.find_jobs([inner, tmp_path / "in"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("fps", ["nan", "inf", "0", "-1"])
+def test_a_rate_is_a_positive_number(run_command, clip, tmp_path, fps, capsys):
+    assert run_command(encode.main, clip, "--out", tmp_path, "--fps", fps) == 2
+    assert "--batch-size and --fps must be positive" in capsys.readouterr().err
 
 
 class Stretch(io.RawIOBase):

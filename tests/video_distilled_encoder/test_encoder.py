@@ -405,6 +405,7 @@ def test_a_size_that_does_not_fit_names_the_nearest(tiny):
         tiny(torch.zeros(0, 3, 96, 96))
     with pytest.raises(InputError, match="blocks 0 to 5"):
         tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=[6])
+    assert len(tiny.intermediate_layers(torch.zeros(1, 3, 96, 96), n=np.int64(2))) == 2
     with pytest.raises(InputError, match="crop_mode"):
         tiny.encode(torch.zeros(3, 64, 64), crop_mode="border")
     with pytest.raises(InputError, match="different sizes"):

@@ -6,6 +6,7 @@ import shlex
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,10 @@ from video_distilled_encoder.runtimes import tensorrt  # noqa: E402
 from video_distilled_encoder.runtimes.artefact import Artefact, Camera, sidecar  # noqa: E402
 from video_distilled_encoder.runtimes.cuda_graph import KEPT  # noqa: E402
 from video_distilled_encoder.runtimes.recording import gpus  # noqa: E402
-from video_distilled_encoder.runtimes.runtime import Runtime  # noqa: E402
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
+OPTIONS = tensorrt.BuildOptions()
 WEIGHT = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32) / 28
 PREPROCESSING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -102,11 +103,6 @@ def write_graph(path, batch="batch", camera=False, resize=False):
     return path
 
 
-def options(**changes):
-    values = {"batch": (1, 2, 4), "input_name": "pixel_values", "input_shape": (3, 32, 32), **changes}
-    return tensorrt.BuildOptions(**values)
-
-
 def artefact_of(path, camera=None, **changes):
     values = {"format": "tensorrt", "precision": "fp32", "size": (32, 32), "default_size": (32, 32), "batch": (1, 2, 4)}
     values |= {"camera": camera, "outputs": ("cls", "patches", "grid"), "embed_dim": 4, "patch_size": 16}
@@ -114,11 +110,15 @@ def artefact_of(path, camera=None, **changes):
     return Artefact(**{**values, **changes})
 
 
-def write_engine(folder, built=None, device=CPU, **changes):
+def build(graph, wanted=OPTIONS, device=CPU, **changes):
+    """Build an engine of a file; `changes` are of the facts of its export."""
+    return tensorrt.build(graph, artefact_of(graph, **changes), wanted, device)
+
+
+def write_engine(folder, built=OPTIONS, device=CPU, **changes):
     """Build an engine and write its JSON, as vde-export does."""
-    built = built or options()
     path = folder / "encoder.engine"
-    path.write_bytes(tensorrt.build(write_graph(folder / "encoder.onnx"), built, device))
+    path.write_bytes(build(write_graph(folder / "encoder.onnx"), built, device, **changes))
     artefact_of(path, **{"made_for": tensorrt.made_for(built, device), **changes}).write(sidecar(path))
     return path
 
@@ -140,10 +140,10 @@ def assert_same(outputs, pixels):
 
 
 def test_a_build_is_strongly_typed_and_as_asked(trt, tmp_path):
-    wanted = options(
+    wanted = tensorrt.BuildOptions(
         optimization_level=5, workspace_gib=1.5, version_compatible=True, hardware_compatible="ampere_plus"
     )
-    built = stand_in.facts(tensorrt.build(write_graph(tmp_path / "e.onnx"), wanted, CPU))
+    built = stand_in.facts(build(write_graph(tmp_path / "e.onnx"), wanted))
     assert built["strongly_typed"]
     assert built["flags"] == ["VERSION_COMPATIBLE"]
     assert (built["hardware"], built["level"]) == ("AMPERE_PLUS", 5)
@@ -152,72 +152,73 @@ def test_a_build_is_strongly_typed_and_as_asked(trt, tmp_path):
 
 
 def test_the_default_build_limits_nothing_but_tf32(trt, tmp_path):
-    built = stand_in.facts(tensorrt.build(write_graph(tmp_path / "e.onnx"), options(), CPU))
+    built = stand_in.facts(build(write_graph(tmp_path / "e.onnx")))
     assert (built["flags"], built["hardware"], built["level"], built["pools"]) == ([], "NONE", 3, {})
 
 
 def test_a_network_of_fixed_batch_is_built(trt, tmp_path):
     graph = write_graph(tmp_path / "e.onnx", batch=2)
-    assert tensorrt.build(graph, options(batch=(2, 2, 2)), CPU)
+    assert build(graph, batch=(2, 2, 2))
     with pytest.raises(InputError, match=r"cannot build an engine of .*e\.onnx: Static dimension mismatch"):
-        tensorrt.build(graph, options(), CPU)
+        build(graph)
 
 
 def test_the_same_compute_capability_is_a_level_of_newer_versions(trt, tmp_path):
-    graph, wanted = write_graph(tmp_path / "e.onnx"), options(hardware_compatible="same_compute_capability")
+    graph, wanted = (
+        write_graph(tmp_path / "e.onnx"),
+        tensorrt.BuildOptions(hardware_compatible="same_compute_capability"),
+    )
     if trt.__version__ == "10.3.0":
         with pytest.raises(InputError, match=r"TensorRT 10\.3\.0 has no hardware compatibility"):
-            tensorrt.build(graph, wanted, CPU)
+            build(graph, wanted)
     else:
-        assert stand_in.facts(tensorrt.build(graph, wanted, CPU))["hardware"] == "SAME_COMPUTE_CAPABILITY"
+        assert stand_in.facts(build(graph, wanted))["hardware"] == "SAME_COMPUTE_CAPABILITY"
 
 
 def test_the_timing_cache_is_written_read_and_refused_if_foreign(trt, tmp_path):
     graph, cache = write_graph(tmp_path / "e.onnx"), tmp_path / "new folder" / "timings"
     for _ in range(2):
-        tensorrt.build(graph, options(timing_cache=cache), CPU)
+        build(graph, tensorrt.BuildOptions(timing_cache=cache))
         assert cache.read_bytes() == f"timings of {trt.__version__}".encode()
     assert list(cache.parent.iterdir()) == [cache]
     cache.write_bytes(b"of another GPU")
     with pytest.raises(InputError, match="is no timing cache of this GPU"):
-        tensorrt.build(graph, options(timing_cache=cache), CPU)
+        build(graph, tensorrt.BuildOptions(timing_cache=cache))
     assert cache.read_bytes() == b"of another GPU"
 
 
 def test_what_cannot_be_read_is_named_by_its_node(trt, tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*node 'enlarge' \(Resize\): .* does not support antialias$"):
-        tensorrt.build(write_graph(tmp_path / "e.onnx", resize=True), options(), CPU)
+        build(write_graph(tmp_path / "e.onnx", resize=True))
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match=r"cannot read .*bad\.onnx: ") as error:
-        tensorrt.build(tmp_path / "bad.onnx", options(), CPU)
+        build(tmp_path / "bad.onnx")
     assert "\n" not in str(error.value)
     assert "node" not in str(error.value).split("bad.onnx")[1]
 
 
 def test_a_failing_build_gives_its_first_error_and_not_an_older_one(trt, tmp_path):
     with pytest.raises(InputError, match="cannot read"):
-        tensorrt.build(write_graph(tmp_path / "e.onnx", resize=True), options(), CPU)
+        build(write_graph(tmp_path / "e.onnx", resize=True))
     graph = write_graph(tmp_path / "e.onnx")
     with pytest.raises(
         InputError,
         match=r"TensorRT .* cannot build an engine of .*onnx: Network has .* no optimization profile has been",
     ):
-        tensorrt.build(graph, options(input_name="images"), CPU)
+        build(graph, camera=Camera(32, 32, crop_mode="center"))
     with pytest.raises(InputError, match=r"Static dimension mismatch while setting input shape for pixel_values\.$"):
-        tensorrt.build(graph, options(input_shape=(3, 64, 64)), CPU)
+        build(graph, size=(64, 64))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
     install(monkeypatch, "11.4.0", gpu=False)
     with pytest.raises(InputError, match=r"cannot start here: CUDA initialization failure .* needs an NVIDIA GPU"):
-        tensorrt.build(write_graph(tmp_path / "e.onnx"), options(), CPU)
+        build(write_graph(tmp_path / "e.onnx"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": (2, 1, 4)}, "1 <= smallest <= usual"),
-        ({"batch": (0, 1, 4)}, "1 <= smallest <= usual"),
         ({"optimization_level": 6}, "level is 0 to 5, got 6"),
         ({"workspace_gib": 0.0}, "more than 0 GiB, got 0"),
         ({"hardware_compatible": "ampere+"}, "one of none, ampere_plus, same_compute_capability; got 'ampere"),
@@ -225,14 +226,15 @@ def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
 )
 def test_options_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        options(**changes)
+        tensorrt.BuildOptions(**changes)
 
 
-def test_the_build_command():
-    wanted = options(
+def test_the_build_command(tmp_path):
+    artefact = artefact_of(write_graph(tmp_path / "e.onnx"))
+    wanted = tensorrt.BuildOptions(
         timing_cache=Path("my timings"), workspace_gib=2, version_compatible=True, hardware_compatible="ampere_plus"
     )
-    assert shlex.split(tensorrt.build_command("e.onnx", "e.engine", wanted)) == [
+    assert shlex.split(tensorrt.build_command("e.onnx", "e.engine", artefact, wanted)) == [
         "trtexec",
         "--onnx=e.onnx",
         "--saveEngine=e.engine",
@@ -248,7 +250,7 @@ def test_the_build_command():
         "--versionCompatible",
         "--hardwareCompatibilityLevel=ampere+",
     ]
-    fixed = tensorrt.build_command("e.onnx", "e.engine", options(batch=(8, 8, 8), hardware_compatible="none"))
+    fixed = tensorrt.build_command("e.onnx", "e.engine", replace(artefact, batch=(8, 8, 8)), OPTIONS)
     assert "Shapes" not in fixed
     assert "--hardware" not in fixed
 
@@ -259,7 +261,9 @@ def test_the_exporter_builds_what_its_facts_say(newest, gpu, monkeypatch, tmp_pa
     path = tmp_path / "encoder.engine"
     path.touch()
     network = types.SimpleNamespace(artefact=artefact_of(path))
-    job = types.SimpleNamespace(device="cuda", engine={"optimization_level": 1, "version_compatible": True})
+    job = types.SimpleNamespace(
+        device="cuda", engine=tensorrt.BuildOptions(optimization_level=1, version_compatible=True)
+    )
     assert exporter.write(network, path, job)["tensorrt"] == "11.4.0 or later"
     built = stand_in.facts(path.read_bytes())
     assert built["level"] == 1
@@ -277,7 +281,7 @@ def test_the_engine_gives_what_the_network_computes_at_any_batch(trt, gpu, tmp_p
 
 
 def test_batch_sizes_share_memory_and_so_wait_for_one_another(trt, gpu, fake_cuda, tmp_path):
-    runtime = load_runtime(write_engine(tmp_path, options(batch=(1, 2, 16)), batch=(1, 2, 16)), device="cuda")
+    runtime = load_runtime(write_engine(tmp_path, batch=(1, 2, 16)), device="cuda")
     assert runtime._session.on_gpu
     one, other = fake_cuda.Stream(), fake_cuda.Stream()
     for count in (1, 5, 1):
@@ -308,11 +312,11 @@ def test_a_runtime_waits_while_another_records(newest, gpu, fake_cuda, tmp_path)
 
 
 def test_frames_are_taken_as_bytes(trt, gpu, tmp_path):
-    wanted = options(input_name="frames", input_shape=(32, 32, 3))
+    camera = Camera(32, 32, crop_mode="center")
     path = tmp_path / "encoder.engine"
-    path.write_bytes(tensorrt.build(write_graph(tmp_path / "e.onnx", camera=True), wanted, CPU))
-    artefact = artefact_of(path, Camera(32, 32, crop_mode="center"))
-    runtime = Runtime(artefact, tensorrt.TensorRtSession(path, artefact, CPU), lambda: runtime)
+    path.write_bytes(build(write_graph(tmp_path / "e.onnx", camera=True), camera=camera))
+    artefact_of(path, camera, made_for=tensorrt.made_for(OPTIONS, CPU)).write(sidecar(path))
+    runtime = load_runtime(path, device="cuda")
     frames = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     outputs = {name: value / 255 for name, value in runtime.run(frames).items()}
     assert_same(outputs, frames.movedim(-1, 1) / 255)
@@ -332,7 +336,7 @@ def test_warm_up_makes_the_contexts_that_are_used(trt, gpu, tmp_path, monkeypatc
 
 
 def test_more_sizes_than_graphs_are_kept_of_are_not_called_warm(newest, gpu, tmp_path):
-    runtime = load_runtime(write_engine(tmp_path, options(batch=(1, 2, 9)), batch=(1, 2, 9)), device="cuda")
+    runtime = load_runtime(write_engine(tmp_path, batch=(1, 2, 9)), device="cuda")
     with pytest.raises(InputError, match=r"run in 9 sizes, and CUDA graphs are kept of 8; use fewer sizes"):
         runtime.warm_up(batches=range(1, 10))
     runtime.warm_up(batches=range(1, 9))
@@ -352,15 +356,14 @@ def test_an_engine_of_other_tensors_than_its_json_says_is_refused(trt, gpu, tmp_
         InputError, match=r"has pixel_values FLOAT, cls FLOAT.* but its JSON says .*patches FLOAT; export"
     ):
         load_runtime(path, device="cuda")
-    artefact_of(path, Camera(32, 32, crop_mode="center"), made_for=tensorrt.made_for(options(), CPU)).write(
-        sidecar(path)
-    )
+    artefact_of(path, Camera(32, 32, crop_mode="center"), made_for=tensorrt.made_for(OPTIONS, CPU)).write(sidecar(path))
     with pytest.raises(InputError, match="says frames UINT8"):
         load_runtime(path, device="cuda")
 
 
 def test_a_batch_the_engine_was_not_built_for_is_refused(trt, gpu, tmp_path):
-    path = write_engine(tmp_path, batch=(1, 2, 16))
+    path = write_engine(tmp_path)
+    artefact_of(path, made_for=tensorrt.made_for(OPTIONS, CPU), batch=(1, 2, 16)).write(sidecar(path))
     runtime = load_runtime(path, device="cuda")
     for count in (7, 9):
         message = (
@@ -373,7 +376,7 @@ def test_a_batch_the_engine_was_not_built_for_is_refused(trt, gpu, tmp_path):
 def test_an_engine_that_cannot_be_loaded_is_one_sentence(trt, gpu, tmp_path):
     path = write_engine(tmp_path)
     path.write_bytes(b"garbage")
-    artefact_of(path, made_for=tensorrt.made_for(options(), CPU)).write(sidecar(path))
+    artefact_of(path, made_for=tensorrt.made_for(OPTIONS, CPU)).write(sidecar(path))
     with pytest.raises(
         InputError, match=r"encoder\.engine cannot be loaded by TensorRT .*: Serialization .* not match$"
     ):
@@ -430,7 +433,7 @@ def test_a_version_compatible_engine_runs_on_later_versions(monkeypatch, gpu, tm
     with pytest.raises(InputError, match=f"made for tensorrt {built} .here {here}.; export"):
         load_runtime(plain, device="cuda")
     install(monkeypatch, built)
-    path = write_engine(tmp_path, options(version_compatible=True))
+    path = write_engine(tmp_path, tensorrt.BuildOptions(version_compatible=True))
     install(monkeypatch, here)
     if runs:
         pixels = torch.randn(2, 3, 32, 32)
@@ -461,7 +464,7 @@ def test_versions_that_nvidia_does_not_promise_are_refused(wanted, here, covered
     ],
 )
 def test_hardware_compatibility_widens_the_gpus(newest, gpu, tmp_path, level, other, runs):
-    path = write_engine(tmp_path, options(hardware_compatible=level))
+    path = write_engine(tmp_path, tensorrt.BuildOptions(hardware_compatible=level))
     gpu["gpu"] = other
     if runs:
         load_runtime(path, device="cuda")
@@ -494,10 +497,10 @@ def test_what_is_not_installed_is_said(monkeypatch, tmp_path, reason, message):
     def fail(name):
         raise reason
 
-    monkeypatch.setattr(tensorrt.importlib, "import_module", fail)
+    monkeypatch.setattr("importlib.import_module", fail)
     assert not tensorrt.available()
     with pytest.raises(MissingExtra, match=message):
-        tensorrt.build(tmp_path / "e.onnx", options(), CPU)
+        tensorrt.build(tmp_path / "e.onnx", None, OPTIONS, CPU)
     with pytest.raises(MissingExtra, match=message):
         tensorrt.open_session(tmp_path / "e.engine", None, "cuda", None)
 

@@ -21,7 +21,7 @@ import torch
 
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import sha256, write_json
-from video_distilled_encoder.model_config import CROP_MODES, ModelConfig
+from video_distilled_encoder.model_config import CROP_MODES, PREPROCESSING, ModelConfig
 from video_distilled_encoder.tokens import TokenLayout
 
 PIXELS = "pixel_values"
@@ -102,6 +102,26 @@ class Artefact:
     schema: int = SCHEMA
     """Of these facts: one that is higher than this package's was written by a later one."""
 
+    def __post_init__(self) -> None:
+        camera = (self.camera.height, self.camera.width) if self.camera else ()
+        if min(*self.default_size, *(self.size or ()), *camera, self.embed_dim, self.patch_size) < 1:
+            raise InputError("sizes are whole numbers of 1 or more")
+        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise InputError(
+                "a batch range is smallest:usual:largest, in this order and from 1; got {}:{}:{}".format(*self.batch)
+            )
+        if self.prefix < self.has_cls:
+            raise InputError(f"its tokens before the patches are {self.prefix}")
+        known = rf"{'|'.join(FEATURES)}|{REGISTERS}|{LAYER}\d+"
+        if not self.outputs or not all(re.fullmatch(known, name) for name in self.outputs):
+            features = ", ".join((*FEATURES, REGISTERS))
+            raise InputError(
+                f"outputs are one or more of {features}, {LAYER}0 …; got {', '.join(self.outputs) or 'none'}"
+            )
+        if self.camera and (self.camera.layout not in LAYOUTS or self.camera.crop_mode not in CROP_MODES):
+            raise InputError(f"its frames are {self.camera.layout}, cut by {self.camera.crop_mode}")
+        _ = self.config
+
     @property
     def input(self) -> str:
         """Name of the input."""
@@ -110,8 +130,7 @@ class Artefact:
     @property
     def config(self) -> ModelConfig:
         """What preprocessing must know."""
-        names = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-        return ModelConfig(**{name: getattr(self, name) for name in names})
+        return ModelConfig(**{name: getattr(self, name) for name in PREPROCESSING})
 
     @property
     def tokens(self) -> TokenLayout:
@@ -126,6 +145,11 @@ class Artefact:
     def input_shape(self, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
         """Return the input's shape for a network input of `size` pixels."""
         return self.camera.shape(batch) if self.camera else (batch, 3, *size)
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Smallest, usual and largest shape of the input, at the usual size."""
+        return [self.input_shape(batch, self.size or self.default_size) for batch in self.batch]
 
     def output_shape(self, name: str, batch: int, size: tuple[int, int]) -> tuple[int, ...]:
         """Return an output's shape for a network input of `size` pixels."""
@@ -153,9 +177,9 @@ class Artefact:
             raise InputError(f"{path} does not exist; write it with vde-export")
         beside = sidecar(path)
         try:
-            artefact = cls._from_json(json.loads(beside.read_text(encoding="utf-8-sig")))
-        except _Newer as error:
-            raise InputError(f"{beside} was written by a later version of this package; install that one") from error
+            values = json.loads(beside.read_text(encoding="utf-8-sig"))
+            newer = isinstance(values, dict) and values.get("schema", 0) > SCHEMA
+            artefact = None if newer else fit(cls, values, "it")
         except FileNotFoundError as error:
             raise InputError(
                 f"{beside} does not exist, so nothing is known of {path.name}; copy it along with the export, or "
@@ -165,44 +189,13 @@ class Artefact:
             raise InputError(
                 f"{beside} does not describe an export ({error}); write both anew with vde-export"
             ) from error
+        if artefact is None:
+            raise InputError(f"{beside} was written by a later version of this package; install that one")
         artefact._check_format(path)
         artefact = artefact._named_as(path)
         artefact._check_files(path)
         artefact._check_beginning(path)
         return artefact
-
-    @classmethod
-    def _from_json(cls, values: Any) -> Artefact:
-        """Return the facts that JSON holds.
-
-        Raises:
-            _Newer: they are of a later version of this package.
-            ValueError, TypeError: they are none.
-        """
-        if not isinstance(values, dict):
-            raise TypeError("it holds no object")
-        if isinstance(schema := values.get("schema"), int) and schema > SCHEMA:
-            raise _Newer
-        artefact: Artefact = fit(cls, values, "it")
-        artefact._check_values()
-        _ = artefact.config
-        return artefact
-
-    def _check_values(self) -> None:
-        camera = (self.camera.height, self.camera.width) if self.camera else ()
-        if min(*self.default_size, *(self.size or ()), *self.batch, *camera, self.embed_dim, self.patch_size) < 1:
-            raise ValueError("its sizes are not all positive")
-        if self.prefix < self.has_cls:
-            raise ValueError(f"its tokens before the patches are {self.prefix}")
-        if not self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise ValueError(f"its batches {self.batch} are not in order")
-        unknown = [
-            name for name in self.outputs if not re.fullmatch(rf"{'|'.join(FEATURES)}|{REGISTERS}|{LAYER}\d+", name)
-        ]
-        if unknown or not self.outputs:
-            raise ValueError(f"its outputs are {', '.join(self.outputs) or 'none'}")
-        if self.camera and (self.camera.layout not in LAYOUTS or self.camera.crop_mode not in CROP_MODES):
-            raise ValueError(f"its frames are {self.camera.layout}, cut by {self.camera.crop_mode}")
 
     def _named_as(self, path: Path) -> Artefact:
         """Return the same facts of files that were renamed together: what they hold decides, not their names."""
@@ -250,14 +243,18 @@ def sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def machine() -> dict[str, str]:
-    """Return what this machine is like, as far as compiled code depends on it."""
-    return {
+def machine(device: torch.device) -> dict[str, str]:
+    """Return what this machine is like, as far as code that is compiled for a device depends on it."""
+    facts = {
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": ".".join(torch.__version__.split(".")[:2]),
+        "device": device.type,
     }
+    if device.type == "cuda":
+        facts["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
+    return facts
 
 
 def check_machine(path: Path, made_for: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -273,10 +270,6 @@ def check_machine(path: Path, made_for: Mapping[str, str], here: Mapping[str, st
     ]
     if different:
         raise InputError(f"{path} was made for {', '.join(different)}; export it again on such a machine as this")
-
-
-class _Newer(ValueError):
-    """Facts of a later version."""
 
 
 def fit(kind: Any, value: Any, what: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.recent import Recent
+from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.recording import gpus
 
 KEPT = 8
@@ -84,6 +85,25 @@ class _Recording(NamedTuple):
     function: Function
 
 
+class Copied:
+    """A session of a network whose results lie in memory of its own: each call copies them.
+
+    Args:
+        call: the network, `CudaGraphs` on a GPU.
+        artefact: what it is.
+        device: where inputs are wanted.
+    """
+
+    def __init__(self, call: Callable[[Tensor], Sequence[Tensor]], artefact: Artefact, device: torch.device) -> None:
+        self._call, self._names, self.device = call, artefact.outputs, device
+        self.on_gpu = isinstance(call, CudaGraphs)
+
+    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
+        """Run on one batch."""
+        for name, result in zip(self._names, self._call(inputs), strict=True):
+            outputs[name].copy_(result)
+
+
 def _capture(function: Function, buffer: Tensor, pool: Any) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]:
     """Record a call on the current stream.
 
@@ -108,14 +128,9 @@ def cuda_device(name: str) -> torch.device:
     Raises:
         InputError: there is no such GPU.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and device.index is None and count:
-        device = torch.device("cuda", torch.cuda.current_device())
-    if device.type != "cuda" or device.index is None or device.index >= count:
-        known = ", ".join(f"cuda:{index}" for index in range(count)) or "there are none"
-        raise InputError(f"the device {name!r} is none of the CUDA GPUs here ({known})")
-    return device
+    known = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    chosen = f"cuda:{torch.cuda.current_device()}" if name == "cuda" and known else name
+    if chosen not in known:
+        here = ", ".join(known) or "there are none"
+        raise InputError(f"the device {name!r} is none of the CUDA GPUs here ({here})")
+    return torch.device(chosen)

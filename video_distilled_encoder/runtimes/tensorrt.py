@@ -13,7 +13,7 @@ float32, is switched off.
 
 from __future__ import annotations
 
-import importlib
+import platform
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_distilled_encoder.errors import InputError, MissingExtra
+from video_distilled_encoder.errors import InputError, MissingExtra, import_extra
 from video_distilled_encoder.files import atomic_path
-from video_distilled_encoder.runtimes.artefact import Artefact, check_machine, machine
-from video_distilled_encoder.runtimes.cuda_graph import CudaGraphs, Function, cuda_device
+from video_distilled_encoder.runtimes.artefact import Artefact, check_machine
+from video_distilled_encoder.runtimes.cuda_graph import Copied, CudaGraphs, Function, cuda_device
 
 HARDWARE = {"none": "none", "ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 """On which other GPUs an engine runs, and trtexec's word for it: none, all from Ampere on, or those of the same compute
@@ -45,11 +45,6 @@ class BuildOptions:
         InputError: an option is out of its range.
     """
 
-    batch: tuple[int, int, int]
-    """Smallest, usual and largest; the engine is fastest at the usual one."""
-    input_name: str
-    input_shape: tuple[int, ...]
-    """Of one image, without the batch."""
     timing_cache: Path | None = None
     """File of measured kernels, read and written: the next build on such a GPU is faster."""
     optimization_level: int = 3
@@ -62,8 +57,6 @@ class BuildOptions:
     """Of `HARDWARE`; a little slower."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-            raise InputError(f"batches must be 1 <= smallest <= usual <= largest, got {self.batch}")
         if not 0 <= self.optimization_level <= 5:
             raise InputError(f"TensorRT's optimization level is 0 to 5, got {self.optimization_level}")
         if self.workspace_gib is not None and self.workspace_gib <= 0:
@@ -72,11 +65,6 @@ class BuildOptions:
             raise InputError(
                 f"hardware compatibility is one of {', '.join(HARDWARE)}; got {self.hardware_compatible!r}"
             )
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Smallest, usual and largest shape of the input."""
-        return [(batch, *self.input_shape) for batch in self.batch]
 
 
 def available() -> bool:
@@ -88,11 +76,12 @@ def available() -> bool:
     return True
 
 
-def build(onnx: Path, options: BuildOptions, device: torch.device) -> bytes:
+def build(onnx: Path, artefact: Artefact, options: BuildOptions, device: torch.device) -> bytes:
     """Build an engine of a typed ONNX file on the GPU it is for; takes minutes.
 
     Args:
         onnx: the file; its precision is the engine's.
+        artefact: what it is.
         options: how.
         device: the GPU.
 
@@ -110,7 +99,7 @@ def build(onnx: Path, options: BuildOptions, device: torch.device) -> bytes:
         parser = trt.OnnxParser(network, log)  # owns the weights until the engine is built
         if not parser.parse_from_file(str(onnx)):
             raise InputError(f"TensorRT {trt.__version__} cannot read {onnx}: {_parser_error(parser)}")
-        config = _config(trt, builder, options)
+        config = _config(trt, builder, artefact, options)
         engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise InputError(f"TensorRT {trt.__version__} cannot build an engine of {onnx}: {_reason(log)}")
@@ -120,7 +109,7 @@ def build(onnx: Path, options: BuildOptions, device: torch.device) -> bytes:
     return bytes(engine)
 
 
-def build_command(onnx_name: str, engine_name: str, options: BuildOptions) -> str:
+def build_command(onnx_name: str, engine_name: str, artefact: Artefact, options: BuildOptions) -> str:
     """Return the command that builds the same engine with trtexec, NVIDIA's own tool of TensorRT 10 and 11."""
     words = [
         "trtexec",
@@ -130,9 +119,9 @@ def build_command(onnx_name: str, engine_name: str, options: BuildOptions) -> st
         "--noTF32",
         "--skipInference",
     ]
-    if options.batch[0] != options.batch[2]:  # of a network of fixed shape trtexec refuses them
-        for name, shape in zip(("min", "opt", "max"), options.shapes, strict=True):
-            words.append(f"--{name}Shapes={options.input_name}:{'x'.join(map(str, shape))}")
+    if artefact.batch[0] != artefact.batch[2]:  # of a network of fixed shape trtexec refuses them
+        for name, shape in zip(("min", "opt", "max"), artefact.input_shapes, strict=True):
+            words.append(f"--{name}Shapes={artefact.input}:{'x'.join(map(str, shape))}")
     words.append(f"--builderOptimizationLevel={options.optimization_level}")
     if options.workspace_gib is not None:
         words.append(f"--memPoolSize=workspace:{round(options.workspace_gib * 1024)}")  # MiB
@@ -164,27 +153,6 @@ def made_for(options: BuildOptions, device: torch.device) -> dict[str, str]:
     if options.hardware_compatible == "ampere_plus":
         wanted["compute_capability"] = "8.0" + _OR_LATER
     return wanted
-
-
-class TensorRtSession:
-    """An engine; each batch size is recorded as a CUDA graph.
-
-    Args:
-        path: the engine.
-        artefact: what it is.
-        device: the GPU, with its number.
-    """
-
-    on_gpu = True
-
-    def __init__(self, path: Path, artefact: Artefact, device: torch.device) -> None:
-        self._artefact, self.device = artefact, device
-        self._call = CudaGraphs(_Engine(path, artefact, device).prepare)
-
-    def run(self, inputs: Tensor, outputs: Mapping[str, Tensor]) -> None:
-        """Run on one batch. A CUDA graph has memory of its own, so its results are copied."""
-        for name, result in zip(self._artefact.outputs, self._call(inputs), strict=True):
-            outputs[name].copy_(result)
 
 
 class _Engine:
@@ -227,7 +195,7 @@ class _Engine:
         return outputs
 
 
-def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> TensorRtSession:
+def open_session(path: Path, artefact: Artefact, device: str, threads: int | None) -> Copied:
     """Load an engine.
 
     Args:
@@ -247,14 +215,15 @@ def open_session(path: Path, artefact: Artefact, device: str, threads: int | Non
     if missing:
         raise InputError(f"nothing says for which {', '.join(sorted(missing))} {path} was built; export it again")
     check_machine(path, artefact.made_for, _in_words_of(artefact.made_for, here))
-    return TensorRtSession(path, artefact, chosen)
+    return Copied(CudaGraphs(_Engine(path, artefact, chosen).prepare), artefact, chosen)
 
 
 def _here(device: torch.device) -> dict[str, str]:
     """Return what this machine is like, as far as engines depend on it."""
     name, capability = _gpu(device)
     return {
-        **{fact: value for fact, value in machine().items() if fact in ("system", "machine")},
+        "system": platform.system(),
+        "machine": platform.machine(),
         "tensorrt": ".".join(map(str, _version(require().__version__))),
         "gpu": name,
         "compute_capability": "{}.{}".format(*capability),
@@ -286,7 +255,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)[:3]))
 
 
-def _config(trt: Any, builder: Any, options: BuildOptions) -> Any:
+def _config(trt: Any, builder: Any, artefact: Artefact, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -299,7 +268,7 @@ def _config(trt: Any, builder: Any, options: BuildOptions) -> Any:
         raise InputError(f"TensorRT {trt.__version__} has no hardware compatibility {options.hardware_compatible!r}")
     config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     profile = builder.create_optimization_profile()
-    profile.set_shape(options.input_name, *options.shapes)
+    profile.set_shape(artefact.input, *artefact.input_shapes)
     config.add_optimization_profile(profile)
     if options.timing_cache:
         _read_timing_cache(config, options.timing_cache)
@@ -377,9 +346,4 @@ def require() -> Any:
     Raises:
         MissingExtra: it, or the libraries it needs, are not installed.
     """
-    try:
-        return importlib.import_module("tensorrt")
-    except ModuleNotFoundError as error:
-        raise MissingExtra("tensorrt", "tensorrt") from error
-    except (ImportError, OSError) as error:  # the bindings are there, NVIDIA's libraries are not
-        raise MissingExtra(f"tensorrt with its libraries ({error})", "tensorrt") from error
+    return import_extra("tensorrt", "tensorrt")

@@ -7,7 +7,8 @@ import math
 import os
 import threading
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
@@ -15,8 +16,6 @@ from typing import NamedTuple
 from video_distilled_encoder.encoder import EncoderOutput
 from video_distilled_encoder.errors import InputError, refuse_forked
 from video_distilled_encoder.preprocessing import Images
-
-_OPENED = "this stream was opened"
 
 
 class StreamResult(NamedTuple):
@@ -101,7 +100,7 @@ class Exchange:
 
     def put(self, image: Images, camera: str, time: float) -> None:
         """Hand in a camera's newest frame, which takes the place of one that still waits."""
-        with self._lock:
+        with self._locked():
             self._require_open()
             state = self._cameras[camera]
             state.dropped += state.waiting is not None
@@ -133,19 +132,17 @@ class Exchange:
 
     def get(self, timeout: float | None, camera: str | None) -> StreamResult:
         """Wait for a result; see `Stream.get`."""
-        refuse_forked(self._process, _OPENED)
         end = math.inf if timeout is None else monotonic() + timeout
-        with self._lock:
+        with self._locked():
             while (result := self._take(camera)) is None:
                 self._outcome_came.wait(self._seconds_until(end, timeout, camera))
             return result
 
     async def get_async(self, timeout: float | None, camera: str | None) -> StreamResult:
         """Wait for a result without holding up the event loop; a call that is cancelled takes none."""
-        refuse_forked(self._process, _OPENED)
         end = math.inf if timeout is None else monotonic() + timeout
         while True:
-            with self._lock:
+            with self._locked():
                 if (result := self._take(camera)) is not None:
                     return result
                 left = self._seconds_until(end, timeout, camera)
@@ -160,16 +157,11 @@ class Exchange:
     @property
     def totals(self) -> StreamTotals:
         """See `Stream.totals`."""
-        refuse_forked(self._process, _OPENED)
-        with self._lock:
+        with self._locked():
             put, dropped = (
                 sum(getattr(state, name) for state in self._cameras.values()) for name in ("put", "dropped")
             )
             return StreamTotals(put, self._encoded, self._reused, dropped, self._failed, self._late)
-
-    def refuse_forked(self) -> None:
-        """Raise an InputError in a process that was forked from the one that opened the stream."""
-        refuse_forked(self._process, _OPENED)
 
     def close(self) -> None:
         """Take and give nothing more; in a forked process do nothing."""
@@ -182,6 +174,13 @@ class Exchange:
                 state.waiting = None
             self._frame_came.notify_all()
             self._announce()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Within, this thread alone changes what there is; refused in a process that was forked from the stream's."""
+        refuse_forked(self._process, "this stream was opened")
+        with self._lock:
+            yield
 
     def _take_frames(self) -> list[Frame]:
         taken = []

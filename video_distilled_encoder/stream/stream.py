@@ -74,7 +74,6 @@ class Stream:
             InputError: the stream is closed, or this process was forked from the one that opened it, or the time lies
                 more than a second in the future, so it is of another clock.
         """
-        self._exchange.refuse_forked()
         now = monotonic()
         time = now if time is None else float(time)
         if not time <= now + _AHEAD:
