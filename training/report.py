@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.common.commands import command_parser
+from training.common.commands import command_parser, parse_whole
 from training.evaluation.cache import default_cache
 from training.reporting.measures import choose_pairs
 from training.reporting.page import examine, read_clip, write_page
@@ -32,12 +32,17 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second that are read (%(default)s)")
     parser.add_argument("--short-side", type=int, default=240, help="pixels that frames are encoded at (%(default)s)")
     parser.add_argument("--device", help="cpu or cuda (cuda where there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="of a random model (%(default)s)")
+    parser.add_argument("--seed", type=parse_whole, default=0, help="of a random model (%(default)s)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")
     args = parser.parse_args()
     clip = read_clip(args.video, args.seconds, args.fps, asked_of(args))
     pairs = choose_pairs(clip.times)
     subjects = [examine(name, clip, pairs, args) for name in args.models]
+    names = [subject.name for subject in subjects]
+    subjects = [
+        subject._replace(name=f"{subject.name} ({model})") if names.count(subject.name) > 1 else subject
+        for subject, model in zip(subjects, args.models, strict=True)
+    ]
     page = write_page(clip, subjects, pairs)
     with atomic_path(args.out) as temporary:
         temporary.write_text(page, encoding="utf-8")

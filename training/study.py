@@ -18,7 +18,7 @@ from pathlib import Path
 from training.common.commands import command_parser
 from training.common.yaml_files import names_in
 from training.engine.run import pretrain_whole
-from training.evaluation.evidence import add_arguments, in_folder, measure_all
+from training.evaluation.evidence import add_arguments, check, measure_all
 from training.recipes.recipe import options, read_recipe
 from training.studies.study import (
     STUDIES,
@@ -55,8 +55,7 @@ def main() -> None:
     study = with_names_of(study, read_recipe(study.recipe, settings))
     earlier = read_earlier(args.earlier) if args.earlier else None
     rows, measures = only(study.rows, args.rows, "rows"), only(study.measures, args.measures, "measures")
-    for words in measures.values():
-        in_folder(words, args.evaluation)  # what is missing is told before hours of training
+    check(measures, args.evaluation)
     recipes, facts = plan(study, args.data, args.frames, settings, asked_of(args))
     if earlier:
         summarize(study, args.out, facts, settings, earlier)  # another study is told before hours of training

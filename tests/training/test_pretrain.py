@@ -240,6 +240,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(l
 def test_a_directory_that_is_taken_is_refused(run, clip, frames, tmp_path):
     with pytest.raises(InputError, match="not empty; add --resume"):
         pretrain([clip], run, read_recipe("smoke"), frames=frames)
+    with pytest.raises(InputError, match="other settings: method was vfd, now ibot"):
+        pretrain([clip], run, read_recipe(["smoke", "ibot"]), frames=frames, resume=True)
     with pytest.raises(InputError, match="no run to resume"):
         pretrain([clip], tmp_path, read_recipe("smoke"), frames=frames, resume=True)
     with pytest.raises(InputError, match=r"run\.batch_size was 4, now 2"):

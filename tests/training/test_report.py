@@ -61,3 +61,12 @@ def test_a_report_is_of_one_recording_of_a_data_set(run_command, aloha, tmp_path
     assert "holds 3 recordings, and a report is of one: choose it with --cameras and --episodes" in error
     assert run_command(report.main, aloha, *options, "--cameras", "front", "--episodes", "1:2") is None
     assert "fold/front/episode_1" in (tmp_path / "report.html").read_text()
+
+
+def test_encoders_whose_folders_have_one_name_stay_two(run_command, clip, tmp_path):
+    models = ["pixels", "random", "random:vit_tiny_patch16_224"]
+    options = ["--short-side", "64", "--cache", tmp_path / "cache", "--out", tmp_path / "report.html"]
+    assert run_command(report.main, clip, "--models", *models, *options) is None
+    text = (tmp_path / "report.html").read_text()
+    for model in models[1:]:
+        assert f"<b>random ({model})</b> against <b>pixels</b>" in text

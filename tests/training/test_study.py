@@ -10,11 +10,13 @@ from PIL import Image
 from training.common.yaml_files import names_in
 from training.engine.log import read_log
 from training.engine.trainer import Trainer
+from training.evaluation.evidence import Subject, read_figure
 from training.pretrain import main as pretrain_command
 from training.recipes.recipe import options, read_recipe
 from training.studies.study import STUDIES, joined, plan, read_study, table, with_names_of
 from training.study import main
 from video_distilled_encoder import InputError
+from video_distilled_encoder.files import write_json
 from video_distilled_encoder.model_directory import weights_sha256
 
 STUDY = {
@@ -223,6 +225,22 @@ def test_what_cannot_be_is_refused_before_training(run_command, words, tmp_path)
     (tmp_path / "wrong.yaml").write_text("rows: {a: {unknown: 1}}")
     with pytest.raises(InputError, match="is not a study"):
         read_study(str(tmp_path / "wrong.yaml"))
+
+
+def test_a_word_that_no_measure_has_is_told_before_training(run_command, words, study, tmp_path, capsys):
+    for wrong, message in (
+        ({"columns": {"mIoU": "colors miou"}}, "the column 'mIoU' is of 'colors miou', and the measures are colours"),
+        ({"measures": {"colours": "linear-segmentation --data colours --setps 20"}}, "arguments: --setps 20"),
+    ):
+        study.write_text(yaml.safe_dump({**STUDY, **wrong}))
+        told = run_command(main, *words, "--run.steps=1")
+        assert message in f"{told}{capsys.readouterr().err}"
+        assert not (tmp_path / "out").exists()
+    facts = ("protocol", "model", "seed", "setting", "data", "arguments", "fingerprint", "versions")
+    result = {**dict.fromkeys(facts, {}), "figures": {"miou": 1.0}}
+    write_json(tmp_path / "results" / "colours-random.json", result)
+    with pytest.raises(InputError, match=r"colours-random\.json has no figure mIoU; it has miou"):
+        read_figure(tmp_path / "results", Subject("random", "random"), "colours mIoU")
 
 
 def test_a_recipe_on_top_of_another_keeps_what_it_does_not_name(run_command, clip, tmp_path):

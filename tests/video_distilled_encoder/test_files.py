@@ -119,3 +119,11 @@ def test_a_place_below_a_file_is_one_sentence(tmp_path):
     touch(tmp_path, "file")
     with pytest.raises(CannotWrite, match="cannot write"), atomic_path(tmp_path / "file" / "folder" / "x.json"):
         pass
+
+
+def test_two_that_write_one_file_write_each_its_own(tmp_path):
+    with atomic_path(tmp_path / "x.json") as one, atomic_path(tmp_path / "x.json") as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 
 
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -13,6 +14,20 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def parse_whole(text: str, least: int = 0) -> int:
+    """Turn digits into a number.
+
+    Raises:
+        ArgumentTypeError: they are none, or it is less than the least.
+    """
+    if not re.fullmatch(r"\d+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"this is a whole number of {least} or more, got {text!r}")
+    return int(text)
+
+
+parse_positive = partial(parse_whole, least=1)
 
 
 def parse_duration(text: str | float) -> float:

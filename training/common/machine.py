@@ -30,7 +30,11 @@ def free_memory() -> int:
     free = int(facts["MemAvailable"].split()[0]) * 1024
     try:
         limit, used = ((_GROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
+        if limit == "max":
+            return free
+        counted = (_GROUP / "memory.stat").read_text(encoding="utf-8").split()
+        cached = int(counted[counted.index("inactive_file") + 1])  # of files, which give way
+        return min(free, int(limit) - int(used) + cached)
     except (OSError, ValueError):
         return free
 

@@ -5,10 +5,10 @@ Containers have 64 MB there, and a process that writes more is ended by the syst
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import get_worker_info
 
 from training.common.machine import free_shared_memory
-from video_distilled_encoder.errors import warn
+from video_distilled_encoder.errors import InputError, warn
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class Collate:
             return batch
         _say()
         return pin(self.collate(tree_map_only(_Array, _Array.tensor, batch.samples)))
+
+
+def told(batches: Iterable[_T]) -> Iterator[_T]:
+    """Yield batches; what is wrong with an input is told in a worker's words alone, without where it was at work."""
+    try:
+        yield from batches
+    except InputError as error:
+        raise InputError(str(error).rpartition(f"{type(error).__name__}: ")[2].rstrip()) from error
 
 
 @dataclass(frozen=True)

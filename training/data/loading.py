@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from training.common import stop
 from training.common.distributed import World
 from training.common.machine import processors
-from training.common.sharing import Collate
+from training.common.sharing import Collate, told
 from training.data.batch import Batch, collate
 from training.data.clips import ClipIndex
 from training.data.flow import Flows, Motion
@@ -157,7 +157,7 @@ def load_batches(
     with _signals_held() if workers else nullcontext():
         batches = iter(loader)
     try:
-        for batch in batches:
+        for batch in told(batches):
             yield made.received(batch, pin_memory if pinned else lambda batch: batch)
     finally:
         if isinstance(batches, _MultiProcessingDataLoaderIter):

@@ -8,6 +8,7 @@ height and width of a view.
 
 from __future__ import annotations
 
+import gc
 import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -166,7 +167,11 @@ def _allocate(count: int, device: torch.device) -> Tensor:
 
 
 def _check_room(needed: int, device: torch.device) -> None:
-    free, share = (torch.cuda.mem_get_info(device)[0], 0.6) if device.type == "cuda" else (free_memory(), 0.8)
+    free, share = free_memory(), 0.8
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what an earlier run of this process had is torch's still, and free to be taken
+        free, share = torch.cuda.mem_get_info(device)[0], 0.6
     if needed > share * free:
         raise InputError(
             f"the frames take {needed / 2**30:.1f} GiB decoded and {free / 2**30:.1f} GiB of memory are free, of which "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def plot_curves(log: Path, picture: Path) -> None:
     plt = import_pyplot("train")
     rows = read_log(log)
     steps = [row["step"] for row in rows]
-    known = panels_of(rows[0] if rows else {})
+    known = panels_of({name: 0.0 for row in rows for name in row})  # resumed elsewhere, a run logs other things
     height = -(-len(known) // _COLUMNS)
     figure, axes = plt.subplots(height, _COLUMNS, figsize=(20, 3.2 * height), squeeze=False)
     # Margins and titles by hand, and few ticks: matplotlib draws every label twice to find the places itself.
@@ -46,7 +47,7 @@ def plot_curves(log: Path, picture: Path) -> None:
         axis.set_axis_off()
     for axis, (title, names) in zip(axes.flat, known.items(), strict=False):
         for name in names:
-            axis.plot(steps, [row[name] for row in rows], label=name.replace("_", " "), linewidth=1)
+            axis.plot(steps, [row.get(name, math.nan) for row in rows], label=name.replace("_", " "), linewidth=1)
         axis.set_title(title, fontsize=10, y=1)
         axis.set_xlabel("step")
         axis.ticklabel_format(useOffset=False)

@@ -140,9 +140,11 @@ def check_out(out: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def _first_difference(old: dict, recipe: Recipe) -> str:
+    if old.get("method") != recipe.method:
+        return f"method was {old.get('method')}, now {recipe.method}"
     for section, values in old.items():
         for name, value in values.items() if isinstance(values, dict) else ():
-            now = getattr(getattr(recipe, section), name)
+            now = getattr(getattr(recipe, section, None), name, None)
             if value != (list(now) if isinstance(now, tuple) else now) and not hasattr(now, "__dataclass_fields__"):
                 return f"{section}.{name} was {value}, now {now}"
     return "see its recipe.yaml"

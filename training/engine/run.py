@@ -239,13 +239,13 @@ def train(
     def leave() -> None:
         trainer.save()
         if world.is_main:
-            plot_curves(trainer.log.path, out / "curves.png")
             facts = yaml.safe_load(recipe.to_yaml())
             runs = [*before, handover.facts_of(trainer.step, trainer.plan, facts, method.provenance())]
             card = run_card(recipe, trainer.step, index, runs)
             Encoder(method.encoder(), recipe.backbone.config, card).save_pretrained(out / "encoder")
             method.save_beside(out)
             handover.write(out / handover.FOLDER, method, recipe.backbone.config, runs, shard_mib)
+            plot_curves(trainer.log.path, out / "curves.png")
         trainer.checkpoints.wait()
 
     try:

@@ -84,6 +84,8 @@ class Trainer:
         self.peak_learning_rate = recipe.optimizer.peak(recipe.run.batch_size, recipe.clips.frames)
         self.bf16 = recipe.run.uses_bf16(world.device.type)
         self.peak = None
+        if world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(world.device)  # of an earlier run in this process
         if world.device.type == "cuda" and self.bf16:
             one = bf16_peak(torch.cuda.get_device_name(world.device))
             self.peak = one and one * world.size

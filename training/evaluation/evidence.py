@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from training.common.cache import frame_stores
-from training.evaluation.measure import evaluate
+from training.evaluation.measure import evaluate, parser
 from training.evaluation.statistics.comparison import read_result
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.sources.options import add_source_options
@@ -89,11 +89,28 @@ def in_folder(words: str, data: Path) -> list[str]:
     return arguments
 
 
+def check(measures: Mapping[str, str], data: Path) -> None:
+    """Tell what cannot be measured, before anything is.
+
+    Raises:
+        InputError: a folder of data is missing.
+        SystemExit: a measure is none that `python -m training.evaluate` knows; it says why.
+    """
+    for words in measures.values():
+        parser().parse_args([*in_folder(words, data), "--model", "constant"])
+
+
 def read_figure(results: Path, subject: Subject, figure: str) -> float | None:
-    """Return a figure of a subject, "MEASURE NAME", as "camvid miou"; None if it has not been measured, or is none."""
+    """Return a figure of a subject, "MEASURE NAME", as "camvid miou"; None if it has not been measured, or is none.
+
+    Raises:
+        InputError: the measure has no such figure.
+    """
     measure, name = figure.split()
     path = results / f"{subject.result_of(measure)}.json"
     if not path.is_file():
         return None
-    found = read_result(path)["figures"].get(name)
-    return None if found is None else float(found)
+    found = read_result(path)["figures"]
+    if name not in found:
+        raise InputError(f"{path} has no figure {name}; it has {', '.join(found)}")
+    return None if found[name] is None else float(found[name])

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 
-from training.common.commands import command_parser
+from training.common.commands import command_parser, parse_whole
 from training.common.yaml_files import find_file
 from training.evaluation.cache import default_cache
 from training.evaluation.data.fingerprint import fingerprint
@@ -23,6 +23,7 @@ from training.evaluation.statistics import comparison
 from training.models.loading import load_model
 from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.files import write_json
+from video_distilled_encoder.float32 import full_float32
 
 _MODELS = "a model directory, release or Hub name, an export, timm:NAME, transformers:NAME, random, pixels or constant"
 _NOT_OF_THE_PROTOCOL = ("protocol", "model", "out", "masks", "pictures", "reuse", "device", "seed", "cache")
@@ -51,9 +52,11 @@ def evaluate(argv: Sequence[str]) -> dict[str, Any]:
     if args.reuse and (found := _known(args.out, asked)):
         print(f"{args.out} is this result already, of the same model, data and options: it is reused", file=sys.stderr)
         return found
+    with full_float32():  # whatever training in this process has chosen
+        found = protocols()[args.protocol].evaluate(model, args)
     result = {
         **asked,
-        **protocols()[args.protocol].evaluate(model, args),
+        **found,
         "device": model.device.type,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }
@@ -104,7 +107,9 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
             "--reuse", action="store_true", help="measure nothing if --out is of these data, model and options"
         )
         protocol.add_argument("--device", help="cpu or cuda (cuda where there is one)")
-        protocol.add_argument("--seed", type=int, default=0, help="of a random model and of training (%(default)s)")
+        protocol.add_argument(
+            "--seed", type=parse_whole, default=0, help="of a random model and of training (%(default)s)"
+        )
         protocol.add_argument(
             "--cache",
             type=Path,

@@ -231,5 +231,7 @@ def overlap(mask: Tensor) -> Tensor:
     both = found @ found.mT
     areas = found.sum(-1)
     either = (areas[..., :, None] + areas[..., None, :] - both).clamp(min=1)
-    others = ~torch.eye(mask.shape[2], dtype=torch.bool, device=mask.device)
-    return (both / either)[..., others].mean() if mask.shape[2] > 1 else both.new_ones(())
+    objects = mask.shape[2]
+    others = ~torch.eye(objects, dtype=torch.bool, device=mask.device)
+    of_others = both.numel() // objects * (objects - 1)
+    return (both / either * others).sum() / of_others if objects > 1 else both.new_ones(())

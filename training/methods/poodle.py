@@ -426,7 +426,7 @@ class Method(StudentAndTeacher):
 
 def undo(maps: Tensor, affine: Tensor, points: int) -> tuple[Tensor, Tensor]:
     """Bring (B, E, h, w) maps of turned views back to n x n points of the views; tell which (B, n, n) they show."""
-    places = turned(middles((points, points), maps), torch.linalg.inv(affine))
+    places = turned(middles((points, points), maps), torch.linalg.inv_ex(affine).inverse)
     return read(maps, places), within(places)
 
 
@@ -442,7 +442,7 @@ def carry_and_undo(maps: Tensor, affine: Tensor, flow: Tensor, side: int) -> tup
     Returns:
         (B, E, n, n), and (B, n, n) whether a turned view shows the point.
     """
-    places = turned(arrivals(flow, side, side), torch.linalg.inv(affine))
+    places = turned(arrivals(flow, side, side), torch.linalg.inv_ex(affine).inverse)
     return read(maps, places), within(places)
 
 

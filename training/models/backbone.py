@@ -29,6 +29,10 @@ class BackboneConfig:
     """Train the last so many blocks alone, as works that post-train an encoder do (MoSiC, TimeT: 2); what is below them
     and the final norm stay as they are, and cost no backward pass. All of the backbone if not given."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"backbone.drop_path is a probability in [0, 1), got {self.drop_path}")
+
     @property
     def config(self) -> ModelConfig:
         """Facts of the encoder that a run leaves."""

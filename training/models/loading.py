@@ -260,8 +260,11 @@ def load_model(name: str, *, device: str | None = None, seed: int = 0) -> Model:
     directory = find_model(name)
     if _is_transformers_only(directory):
         return load_transformers(str(directory), device)
+    if (directory / "encoder").is_dir() and not (directory / CONFIG).exists():
+        raise InputError(f"{name} is a run; its encoder is {directory / 'encoder'}")
+    encoder = Encoder.from_pretrained(directory)
     description = {"name": Path(name).name, "weights_sha256": model_directory.weights_sha256(directory)}
-    model = EncoderModel(Encoder.from_pretrained(directory), description, device)
+    model = EncoderModel(encoder, description, device)
     model.licence = _licence_in(directory) or model.licence
     return model
 

@@ -49,6 +49,8 @@ class OptimizerConfig:
             raise InputError(f"optimizer.warmup is a share of the run in [0, 1), got {self.warmup}")
         if self.cycles < 1:
             raise InputError(f"optimizer.cycles must be at least 1, got {self.cycles}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas lie in [0, 1), got {self.betas}")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise InputError("optimizer.clip_grad must be positive, or null for none")
 

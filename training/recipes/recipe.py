@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from training.common.machine import has_bf16_units
@@ -28,8 +29,17 @@ from video_distilled_encoder.errors import InputError, import_extra
 
 RECIPES = Path(__file__).parent
 DEFAULT = "vfd-vits16"
+_FIRST_WITH_BF16 = (8, 0)
+"""Compute capability of NVIDIA's first GPUs with units for bf16; others emulate it."""
 _MOVED = ("teacher_momentum", "freeze_last_layer")
 """Settings that were once the optimiser's and are the objective's."""
+
+
+def has_bf16(device: str) -> bool:
+    """Tell whether a device of type "cuda" or "cpu" multiplies bf16 matrices itself; of GPUs, if none is here, yes."""
+    if device == "cuda":
+        return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= _FIRST_WITH_BF16
+    return has_bf16_units()
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class RunConfig:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; auto takes CUDA if it is there."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the matrix products; auto takes bf16 on CUDA and on processors that have units for it, else fp32. On CUDA fp32
+    """Of the matrix products; auto takes bf16 on GPUs and processors that have units for it, else fp32. On CUDA fp32
     is never TF32; beside bf16, what stays float32 is."""
     compile: bool = False
     """Compile the blocks and heads with torch.compile, once for each size of views."""
@@ -72,12 +82,15 @@ class RunConfig:
         for name in ("batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"run.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "workers"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"run.{name} must be at least 0, got {getattr(self, name)}")
         if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
             raise InputError("run.epochs must be positive and run.steps at least 1")
 
     def uses_bf16(self, device: str) -> bool:
         """Tell whether matrix products are bf16 on a device of type "cuda" or "cpu"."""
-        return self.precision == "bf16" or (self.precision == "auto" and (device == "cuda" or has_bf16_units()))
+        return self.precision == "bf16" or (self.precision == "auto" and has_bf16(device))
 
     def precision_on(self, device: str) -> str:
         """Name the precision on a device of that type, and why, where the processor has a say in it."""

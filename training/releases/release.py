@@ -10,7 +10,7 @@ from typing import Any
 from export.pipeline import export
 from training.common.yaml_files import find_file, read_as
 from training.engine.run import pretrain_whole
-from training.evaluation.evidence import Subject, in_folder, measure_all
+from training.evaluation.evidence import Subject, check, measure_all
 from training.models.loading import load_model
 from training.recipes.recipe import Recipe, options, read_recipe
 from training.reporting.pca_sheet import draw_pca_sheet
@@ -178,8 +178,7 @@ def check_evaluation(release: Release, evaluation: Path) -> None:
     Raises:
         InputError: something is.
     """
-    for words in release.measures.values():
-        in_folder(words, evaluation)
+    check(release.measures, evaluation)
     calibration = [exported.calibration for exported in release.exports.values() if exported.calibration]
     for name in (*release.held_out, *release.pictures, *calibration):
         if not (evaluation / name).exists():

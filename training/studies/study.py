@@ -76,6 +76,10 @@ def read_study(name: str) -> Study:
     """
     path = find_file(name, STUDIES, "study")
     study = read_as(path, "study", _study_of)
+    for title, figure in study.columns.items():
+        if figure.split()[0] not in study.measures:
+            known = ", ".join(study.measures)
+            raise InputError(f"{path}: the column {title!r} is of {figure!r}, and the measures are {known}")
     for number, (name, row) in enumerate(study.rows.items()):
         if row.after and row.after not in list(study.rows)[:number]:
             raise InputError(f"{path}: {name} is to go on after {row.after}, which is no row above it")

@@ -24,7 +24,8 @@ def test_memory_is_that_of_the_machine_within_the_bounds_of_the_control_group(tm
     assert 2**28 < whole < 2**50
     (tmp_path / "memory.current").write_text(f"{2**20}\n")
     (tmp_path / "memory.max").write_text(f"{2**21}\n")
-    assert machine.free_memory() == 2**20
+    (tmp_path / "memory.stat").write_text("anon 1\nactive_file 7\ninactive_file 4096\n")
+    assert machine.free_memory() == 2**20 + 4096  # the cache of files gives way
 
 
 def test_shared_memory_is_what_is_free_in_its_folder_if_there_is_one(tmp_path, monkeypatch):
@@ -52,6 +53,10 @@ def test_bf16_is_taken_where_the_processor_has_units_for_it(tmp_path, monkeypatc
     auto, bf16, fp32 = (RunConfig(precision=precision) for precision in ("auto", "bf16", "fp32"))
     assert (auto.uses_bf16("cpu"), bf16.uses_bf16("cpu"), fp32.uses_bf16("cpu")) == (expected, True, False)
     assert (auto.uses_bf16("cuda"), fp32.uses_bf16("cuda")) == (True, False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for capability, found in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda capability=capability: capability)
+        assert auto.uses_bf16("cuda") == found
     assert auto.precision_on("cuda") == "bf16"
     said = "bf16 (the processor has bf16 units)" if expected else "fp32 (the processor has no bf16 units)"
     assert auto.precision_on("cpu") == said

@@ -3,11 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from training import evaluate
 from training.evaluation.data.labels import VOID
 from training.evaluation.data.segmentation import LAYOUTS
+from training.evaluation.measure import evaluate as measure
+from training.evaluation.protocols import linear_segmentation
 
 CAMVID = Path(__file__).parents[4] / "shared" / "data" / "camvid"
 
@@ -79,3 +82,21 @@ def test_camvids_files_are_read():
     labels = np.stack([layout.read(pair.label) for pair in pairs[:20]])
     assert labels.shape == (20, 360, 480)
     assert set(np.unique(labels)) <= {*range(11), VOID}
+
+
+def test_what_training_chose_in_this_process_is_no_part_of_a_measure(monkeypatch, coloured_set, tmp_path):
+    data, seen = coloured_set(tmp_path / "colours", train=1, test=1), []
+
+    def measured(model, args):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return {"figures": {}}
+
+    monkeypatch.setattr(linear_segmentation, "evaluate", measured)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        measure(["linear-segmentation", "--model", "pixels", "--data", str(data)])
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [("highest", False)]

@@ -129,6 +129,15 @@ def test_command_on_colours(run_command, colours, tiny_directory, tmp_path, caps
     assert result["data"]["test"].endswith("4 images")
 
 
+def test_what_a_worker_finds_is_told_in_its_words_alone(run_command, colours, tiny_directory):
+    label = sorted(path for path in colours.rglob("trainannot/*.png"))[0]
+    Image.fromarray(np.full((64, 96), 77, np.uint8)).save(label)
+    data = ["--data", colours, "--layout", "camvid", "--preset", "upernet-small", "--workers", 1, "--set", *TINY]
+    told = run_command(evaluate.main, "upernet", "--model", tiny_directory, *data)
+    assert "77" in told
+    assert "\n" not in told
+
+
 def test_wrong_input_is_one_sentence(run_command, colours, tiny_directory):
     def error(model, *extra):
         arguments = ["--data", colours, "--layout", "camvid", "--model", model, "--workers", 0, *extra]

@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -299,3 +300,12 @@ def test_openvino_gives_the_same_features_at_any_size(monkeypatch, picture, shal
             assert (one - other).abs().max() < 2e-3 * one.abs().max()
     with pytest.raises(InputError, match="computes on the CPU; leave out openvino: to use cuda"):
         converted.to(torch.device("cuda"))
+
+
+def test_a_run_is_told_from_its_encoder(tiny_directory, tmp_path):
+    shutil.copytree(tiny_directory, tmp_path / "run" / "encoder")
+    with pytest.raises(InputError, match=r"run is a run; its encoder is .*run/encoder"):
+        load_model(str(tmp_path / "run"))
+    (tmp_path / "run" / "encoder" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        load_model(str(tmp_path / "run" / "encoder"))

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from training.evaluation.data.partners import find_partners
 from training.evaluation.features import extract
 from training.models.model import Model
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, warn
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from video_distilled_encoder.image_files import open_image
 from video_distilled_encoder.sources import find_sources, is_data_set
 from video_distilled_encoder.sources.options import add_source_options, asked_of
 from video_distilled_encoder.sources.source import Asked, Source
 
+_ONE_CHANNEL = ("1", "L", "P", "I", "I;16")
 OFFSETS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -220,9 +224,16 @@ def _find(data: Path, fps: float, asked: Asked | None) -> list[tuple[str, Source
     sets = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES or is_data_set(file)]
     sources = find_sources(files if data.is_file() else sets, asked) if sets or data.is_file() else []
     if not sources:
-        return [(sequence.name, sequence) for sequence in _find_sequences(data, files, fps)]
+        fps = (asked and asked.fps) or fps
+        return [(sequence.name, sequence) for sequence in _photographs(_find_sequences(data, files, fps))]
     root = data if data.is_dir() else data.parent
-    return [(source.name if source.camera else source.path.relative_to(root).as_posix(), source) for source in sources]
+    places = [source.path.relative_to(root).as_posix() for source in sources]
+    names = [source.name if source.camera else place for source, place in zip(sources, places, strict=True)]
+    counts = Counter(names)
+    return [
+        (f"{place}/{name}" if counts[name] > 1 else name, source)
+        for place, name, source in zip(places, names, sources, strict=True)
+    ]
 
 
 def _find_sequences(data: Path, files: Sequence[Path], fps: float) -> list[_Sequence]:
@@ -242,6 +253,23 @@ def _find_sequences(data: Path, files: Sequence[Path], fps: float) -> list[_Sequ
         times = [(number - numbered[0][0]) / fps for number, _ in numbered]
         found.append(_Sequence(name, [path for _, path in numbered], times))
     return found
+
+
+def _photographs(sequences: list[_Sequence]) -> list[_Sequence]:
+    """Leave out sequences of one channel where others have colours: beside photographs they are their labels."""
+    grey = [sequence for sequence in sequences if _mode(sequence.files[0]) in _ONE_CHANNEL]
+    if not grey or len(grey) == len(sequences):
+        return sequences
+    warn(
+        f"{len(grey)} of {len(sequences)} sequences have one channel, as labels do, and are left out: {grey[0].name} …"
+    )
+    return [sequence for sequence in sequences if sequence not in grey]
+
+
+def _mode(path: Path) -> str:
+    with suppress(OSError), Image.open(path) as image:  # of one that is damaged it is told when it is read
+        return image.mode
+    return ""
 
 
 def _load(name: str, source: Source | _Sequence, offsets: Sequence[float], count: int) -> Clip | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from training.common.sharing import Collate
+from training.common.sharing import Collate, told
 from training.evaluation.cache import find_entry
 from training.evaluation.data.fingerprint import fingerprint
 from video_distilled_encoder.errors import InputError
@@ -122,7 +122,7 @@ def train(
     loader = DataLoader(stream, batch_size, num_workers=workers, collate_fn=made, drop_last=True)
     history = []
     bar = tqdm(loader, desc=description, unit="step", dynamic_ncols=True)
-    for step, batch in enumerate(map(made.received, bar)):
+    for step, batch in enumerate(map(made.received, told(bar))):
         for group, value in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = value * rate(step)
         optimizer.zero_grad(set_to_none=True)

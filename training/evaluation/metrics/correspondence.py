@@ -34,7 +34,8 @@ def most_similar(similarity: Tensor, generator: torch.Generator) -> Tensor:
     tied = similarity >= similarity.amax(1, keepdim=True) - TIE
     if int(tied.sum()) == len(tied):
         return similarity.argmax(1)
-    return (tied * (1 + torch.rand(similarity.shape, generator=generator))).argmax(1)
+    drawn = torch.rand(similarity.shape, generator=generator, device=generator.device)
+    return (tied * (1 + drawn.to(similarity.device))).argmax(1)
 
 
 def match(start: Tensor, end: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from training.common.commands import parse_positive
 from training.evaluation.data.labels import VOID
 from training.evaluation.data.segmentation import LAYOUTS, Layout, Pair, split_names, with_future_labels
 from training.evaluation.features import Features, extract
@@ -40,7 +41,7 @@ class Split:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `load_splits` takes, and --steps."""
     add_data_arguments(parser)
-    parser.add_argument("--steps", type=int, default=1000, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=parse_positive, default=1000, help="training steps (%(default)s)")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

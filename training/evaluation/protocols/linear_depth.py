@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.common.commands import parse_positive
 from training.evaluation.data.depth import LAYOUTS, DepthLayout, Range, read_depth
 from training.evaluation.data.segmentation import Pair, describe_parts, unit_names
 from training.evaluation.features import Features, extract
@@ -51,14 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-depth", type=float, default=1e-3, help="least depth used, in metres (%(default)s)")
     parser.add_argument("--max-depth", type=float, default=10, help="largest depth used, in metres (%(default)s)")
     parser.add_argument("--layers", type=int, default=1, help="last blocks whose tokens are concatenated (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=parse_positive, default=2000, help="training steps (%(default)s)")
 
 
 def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     """Train the layer on one split and score it on the other."""
     layout, within = LAYOUTS[args.layout], Range(args.depth_scale, args.min_depth, args.max_depth)
-    if args.steps < 1:
-        raise InputError(f"--steps {args.steps} is no number of training steps; give 1 or more")
     splits = args.train_split or layout.splits[0], args.test_split or layout.splits[1]
     train, test = (layout.pairs(args.data, split) for split in splits)
     size = model.nearest_size(*read(layout, train[0], within).shape)

@@ -127,3 +127,32 @@ def test_controls_are_of_other_videos(make_video, tmp_path):
     args.data = tmp_path / "videos" / "v0.mp4"
     with pytest.raises(InputError, match="one video"):
         encode_clips(Pixels(), args)
+
+
+def test_the_rate_that_sources_are_told_is_that_of_pictures_too(clip, tmp_path):
+    for number, frame in enumerate(read_frames(clip)):
+        Image.fromarray(frame.image).resize((48, 32)).save(tmp_path / f"{number:05}.png")
+    (told,) = load_clips(tmp_path, [1.0], frames=2, asked=Asked(fps=10.0))
+    (meant,) = load_clips(tmp_path, [1.0], frames=2, fps=10.0)
+    assert np.array_equal(told.times, meant.times)
+    assert told.times[told.pairs[1.0]][0].tolist() == pytest.approx([told.times[0], told.times[0] + 1])
+
+
+def test_recordings_of_one_name_stay_two(aloha, tmp_path):
+    for day in ("monday", "tuesday"):
+        (tmp_path / day / "demos").mkdir(parents=True)
+        (tmp_path / day / "demos" / "episode_0.hdf5").write_bytes((aloha / "episode_0.hdf5").read_bytes())
+    found = [clip.video for clip in load_clips(tmp_path, [0.5], asked=Asked(cameras=("front",), fps=10.0))]
+    assert found == [f"{day}/demos/episode_0.hdf5/demos/front/episode_0" for day in ("monday", "tuesday")]
+
+
+def test_label_pictures_are_no_videos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shape in (("test", (32, 48, 3)), ("testannot", (32, 48))):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            pixels = rng.integers(0, 255, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"a_{number}.png")
+    with pytest.warns(InputWarning, match="1 of 2 sequences have one channel, as labels do, .* testannot/a"):
+        assert [clip.video for clip in load_clips(tmp_path, [1.0], fps=1.0)] == ["test/a"]
+    assert [clip.video for clip in load_clips(tmp_path / "testannot", [1.0], fps=1.0)] == ["a"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation.metrics.correspondence import chance_share, cycle_map, cycle_share, match
+from training.evaluation.metrics.correspondence import chance_share, cycle_map, cycle_share, match, most_similar
 from training.models.loading import Pixels
 
 
@@ -68,3 +68,11 @@ def test_noise_comes_home_half_of_the_time(generator):
     noise = torch.randn(40, 10, 10, 256, generator=generator)
     exact = [cycle_share(a, b, generator, radius=0) for a, b in zip(noise[::2], noise[1::2], strict=True)]
     assert np.mean(exact) == pytest.approx(100 / 199, abs=0.05)
+
+
+def test_ties_are_drawn_where_the_generator_is(monkeypatch):
+    drawn, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *of, **how: drawn.append(how["device"]) or rand(*of, **how))
+    generator = torch.Generator().manual_seed(0)
+    assert set(most_similar(torch.ones(64, 3), generator).tolist()) == {0, 1, 2}
+    assert drawn == [generator.device]
