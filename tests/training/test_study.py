@@ -236,8 +236,8 @@ def test_a_word_that_no_measure_has_is_told_before_training(run_command, words, 
         told = run_command(main, *words, "--run.steps=1")
         assert message in f"{told}{capsys.readouterr().err}"
         assert not (tmp_path / "out").exists()
-    facts = ("protocol", "model", "seed", "setting", "data", "arguments", "fingerprint", "versions")
-    result = {**dict.fromkeys(facts, {}), "figures": {"miou": 1.0}}
+    facts = ("protocol", "model", "seed", "setting", "data")
+    result = {**{name: {} for name in facts}, "figures": {"miou": 1.0}}
     write_json(tmp_path / "results" / "colours-random.json", result)
     with pytest.raises(InputError, match=r"colours-random\.json has no figure mIoU; it has miou"):
         read_figure(tmp_path / "results", Subject("random", "random"), "colours mIoU")
