@@ -251,7 +251,7 @@ def atomic_path(path: Path, place: Callable[[], Path] | None = None) -> Iterator
     Raises:
         InputError: the place cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{uuid4().hex[:8]}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{uuid4().hex[:8]}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -1,6 +1,7 @@
 """Two processes must do what one does."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_machines_share_the_extraction_and_go_on_when_one_was_killed(tmp_path, m
     while len(begun) < 2:
         assert time.monotonic() < deadline
         assert all(job.poll() is None for job in jobs), [job.err() for job in jobs]
-        begun = {parent(int(file.name.split(".")[1])) for file in frames.rglob(".*.zip")} - {None}
+        begun = {parent(int(re.match(r"\.(\d+)-", file.name)[1])) for file in frames.rglob(".*.zip")} - {None}
         time.sleep(0.02)
     assert begun == {job.pid for job in jobs}
     jobs[1].kill()

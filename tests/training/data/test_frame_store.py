@@ -250,7 +250,7 @@ def test_two_processes_share_a_folder_and_one_that_is_killed_goes_on(tmp_path, m
     age(*(tmp_path / "videos").iterdir())
     folder, words = tmp_path / "frames" / ExtractConfig().folder, extract(tmp_path / "videos", tmp_path / "frames")
     one, other = (start(*words, "--shard", f"{number}/2") for number in (0, 1))
-    while one.poll() is None and not list(folder.glob(f".{one.pid}.*.zip")):
+    while one.poll() is None and not list(folder.glob(f".{one.pid}-*.zip")):
         time.sleep(0.01)
     one.kill()
     assert one.wait() == -signal.SIGKILL
