@@ -1,10 +1,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,12 +295,12 @@ def test_a_run_on_a_lerobot_data_set_learns_from_clips_within_episodes(
     assert Encoder.from_pretrained(out / "encoder").encode(photograph).cls.isfinite().all()
 
 
-def test_the_command_line_sets_any_setting(clip, frames, tmp_path):
-    command = [sys.executable, "-m", "training.pretrain", "--data", str(clip), "--out", str(tmp_path / "run")]
-    command += ["--recipe", "smoke", "--frames", str(frames), "--run.steps", "2", "--objective.head.prototypes", "16"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(tmp_path / "run" / "encoder")
+def test_the_command_line_sets_any_setting(clip, frames, tmp_path, start):
+    command = ["-m", "training.pretrain", "--data", clip, "--out", tmp_path / "run", "--recipe", "smoke"]
+    command += ["--frames", frames, "--run.steps", "2", "--objective.head.prototypes", "16"]
+    process = start(*command)
+    assert process.wait() == 0, process.err()
+    assert process.out().strip() == str(tmp_path / "run" / "encoder")
     saved = read_recipe(str(tmp_path / "run" / "recipe.yaml"))
     assert (saved.run.steps, saved.objective.head.prototypes, saved.run.batch_size) == (2, 16, 4)
 

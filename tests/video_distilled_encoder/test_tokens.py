@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def encoder_of():
         if architecture not in made:
             torch.manual_seed(0)
             size = 224 if architecture.startswith("beit") else 8 * FAMILIES[architecture][2]
-            config = ModelConfig(architecture, {"depth": 2, "img_size": size}, mean=(0.5, 0.4, 0.3))
+            narrow = {"embed_dim": 192, "num_heads": 3} if re.search("base|large", architecture) else {}
+            config = ModelConfig(architecture, {"depth": 2, "img_size": size, **narrow}, mean=(0.5, 0.4, 0.3))
             backbone = config.build_backbone().eval()
             for parameter in backbone.parameters():
                 nn.init.normal_(parameter, float(parameter.ndim == 1), 0.03)

@@ -23,6 +23,7 @@ from training.nn.drop_path import DropPaths
 from training.recipes.recipe import read_recipe
 from video_distilled_encoder import InputError
 
+NARROW = '--backbone.model_args={"embed_dim":64,"num_heads":2}'
 SMALL = [
     "--backbone.architecture=vit_tiny_patch16_224",
     "--backbone.drop_path=0.0",
@@ -200,7 +201,7 @@ def test_masks_depend_on_the_place_in_the_run_alone():
 
 
 def test_masks_do_not_follow_the_dropped_paths(monkeypatch):
-    method, views = build("attmask", "--backbone.drop_path=0.5"), batch()
+    method, views = build("attmask", NARROW, "--backbone.drop_path=0.5"), batch()
     paths = DropPaths(method.student.backbone, rank=0)
     orders, kept = [], []
     monkeypatch.setattr(attmask, "attention_mask", lambda *given: (orders.append(given[-1]), attention_mask(*given))[1])
@@ -216,7 +217,7 @@ def test_masks_do_not_follow_the_dropped_paths(monkeypatch):
 
 
 def test_a_share_of_the_views_is_masked_and_the_share_of_patches_is_drawn():
-    method, views = build("attmask", "--objective.mask_mode=high"), batch()
+    method, views = build("attmask", NARROW, "--objective.mask_mode=high"), batch()
     counts = torch.cat([method.teach(views, At(0.0, key=key))[1].sum(-1) for key in range(60)])
     assert 0.35 < (counts > 0).float().mean() < 0.65
     drawn = counts[counts > 0]
