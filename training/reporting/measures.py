@@ -8,7 +8,7 @@ difference is is told by the parts, not by the pairs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.evaluation.data.partners import find_partners
-from training.evaluation.metrics.correspondence import cycle_share
+from training.evaluation.metrics.correspondence import cycle_map
 from training.models.model import Model
 from video_distilled_encoder.image_files import bundled_photographs
 
@@ -28,6 +28,9 @@ PAIRS = 24
 """Pairs of frames for each gap, evenly spaced."""
 PART = 2.0
 """Seconds of a part in which a pair may begin, at least."""
+CHANGE, COVERED, LEAST = 16, 0.3, 0.02
+"""A pixel has changed that differs by so many grey levels; a patch, if that share of its pixels have, and where fewer
+patches than that share of them do, those that have changed most."""
 
 
 class Series(NamedTuple):
@@ -55,9 +58,9 @@ class Measures:
     unrelated: Series
     """The same between a frame and a photograph of another scene."""
     cycle: dict[float, Series]
-    """By gap: share of patches that find their way back."""
-    chance: Series
-    """The same between a frame and a photograph of another scene: what position alone achieves."""
+    """By gap: share of the patches that change between the frames that find their way back."""
+    chance: dict[float, Series]
+    """By gap: the same of the same patches, in a photograph of another scene: what position alone achieves."""
     milliseconds: float
     """Median time of encoding one frame, preprocessing included."""
 
@@ -108,26 +111,52 @@ def measure(
     size = (grids.shape[1] * model.patch_size, grids.shape[2] * model.patch_size)
     others = model.encode(bundled_photographs(), size).grid.movedim(1, -1).cpu()
     starts = sorted({first for found in pairs.values() for first, _ in found})
+    every = {pair for found in pairs.values() for pair in found}
+    grid = grids.shape[1], grids.shape[2]
+    changed = {(first, later): changed_patches(frames[first], frames[later], grid) for first, later in every}
     ties = torch.Generator().manual_seed(0)
 
-    def series(
-        function: Callable[[Tensor, Tensor], float], found: list[tuple[int, int]], second: Tensor, gap: float = 0.0
-    ) -> Series:
-        values = [function(grids[first], second[other]) for first, other in found]
-        starts = [first for first, _ in found]
-        return Series(np.array(values), times[starts], part_of_frames(times, gap)[starts])
+    def series(values: Iterable[float], starts: Iterable[int], gap: float = 0.0) -> Series:
+        numbers = list(starts)
+        return Series(np.array(list(values)), times[numbers], part_of_frames(times, gap)[numbers])
 
-    def back(one: Tensor, other: Tensor) -> float:
-        return cycle_share(one, other, ties)
+    def by_gap(function: Callable[[int, int, int], float]) -> dict[float, Series]:
+        """Return the series of a function of a pair's number and of its two frames."""
+        return {
+            gap: series((function(n, *pair) for n, pair in enumerate(found)), (first for first, _ in found), gap)
+            for gap, found in pairs.items()
+        }
 
-    elsewhere = [(first, number % len(others)) for number, first in enumerate(starts)]
+    def back(first: int, later: int, there: Tensor) -> float:
+        return float(cycle_map(grids[first], there, ties)[changed[first, later]].double().mean())
+
+    def elsewhere(number: int) -> Tensor:
+        return others[number % len(others)]
+
     return Measures(
-        similarity={gap: series(similarity, found, grids, gap) for gap, found in pairs.items()},
-        unrelated=series(similarity, elsewhere, others),
-        cycle={gap: series(back, found, grids, gap) for gap, found in pairs.items()},
-        chance=series(back, elsewhere, others),
+        similarity=by_gap(lambda _, first, later: similarity(grids[first], grids[later])),
+        unrelated=series((similarity(grids[first], elsewhere(n)) for n, first in enumerate(starts)), starts),
+        cycle=by_gap(lambda _, first, later: back(first, later, grids[later])),
+        chance=by_gap(lambda number, first, later: back(first, later, elsewhere(number))),
         milliseconds=latency(model, frames[0], size),
     )
+
+
+def changed_patches(one: np.ndarray, other: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """Tell which patches of a frame look different in another: where nothing moves, any features find themselves again.
+
+    Args:
+        one: (H, W, 3) uint8.
+        other: the same.
+        grid: (h, w) patches.
+
+    Returns:
+        (h, w) bool, one at least.
+    """
+    pixels = torch.from_numpy(np.abs(one.astype(np.int16) - other).max(-1) >= CHANGE)
+    share = F.adaptive_avg_pool2d(pixels.float()[None], grid)[0]
+    least = max(1, round(LEAST * share.numel()))
+    return share >= min(COVERED, float(share.flatten().topk(least).values[-1]))
 
 
 def similarity(one: Tensor, other: Tensor) -> float:

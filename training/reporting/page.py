@@ -119,10 +119,11 @@ def rows(gaps: Sequence[float]) -> list[Row]:
     near, far = min(gaps), max(gaps)
     found_again = [
         Row(
-            f"finds patches again, {gap:g} s",
-            "share of patches whose most similar patch in the later frame leads back to within one patch, less the "
-            "share that a photograph of another scene leads back: position alone, or nothing at all, scores 0",
-            lambda measures, gap=gap: measures.cycle[gap].above(measures.chance),  # type: ignore[misc]
+            f"finds again what changes, {gap:g} s",
+            "of the patches that look different in the later frame, the share whose most similar patch there leads "
+            "back to within one patch, less the share that a photograph of another scene leads back: position alone, "
+            "or nothing at all, scores 0",
+            lambda measures, gap=gap: measures.cycle[gap].above(measures.chance[gap]),  # type: ignore[misc]
             True,
             percent=True,
         )
@@ -216,7 +217,7 @@ def draw_curves(subjects: Sequence[Subject]) -> str:
     """Return the two plots over time as SVG."""
     plots = []
     for title, label, by_gap, level in (
-        ("Patches that find their way back", "share", "cycle", "chance"),
+        ("Changed patches that find their way back", "share", "cycle", "chance"),
         ("Similarity at one place", "cosine", "similarity", "unrelated"),
     ):
         lines, levels = {}, {}
@@ -224,7 +225,9 @@ def draw_curves(subjects: Sequence[Subject]) -> str:
             values = getattr(subject.measures, by_gap)
             bands = [student_interval(found.values, found.parts.tolist()) for found in values.values()]
             lines[subject.name] = (list(values), [float(found.values.mean()) for found in values.values()], bands)
-            levels[subject.name] = float(getattr(subject.measures, level).values.mean())
+            control = getattr(subject.measures, level)
+            controls = control.values() if isinstance(control, dict) else [control]
+            levels[subject.name] = float(np.mean([found.values.mean() for found in controls]))
         plots.append(f"<div>{pictures.curve(title, label, lines, levels)}</div>")
     return "".join(plots)
 

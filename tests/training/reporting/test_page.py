@@ -5,11 +5,11 @@ import torch
 from training.reporting.measures import Measures, Series, choose_pairs, part_of_frames
 from training.reporting.page import Clip, Row, Subject, cell, fill_table, nothing_to_tell, write_page
 
-ROW = Row("found", "", lambda measures: measures.chance, True)
+ROW = Row("found", "", lambda measures: measures.chance[1.0], True)
 
 
 def subject(series):
-    return Subject("model", torch.zeros(1), Measures({}, series, {}, series, 1.0), torch.device("cpu"))
+    return Subject("model", torch.zeros(1), Measures({}, series, {}, {1.0: series}, 1.0), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.25, 0.5])
@@ -56,7 +56,9 @@ def test_clips_without_anything_to_see_get_a_word_and_no_verdict(frames, word):
     assert bool(silence) == bool(word)
     series = [Series(np.full(24, level), np.linspace(0, 10, 24), np.arange(24) // 5) for level in (1.0, 2.0)]
     models = [
-        Subject(name, torch.zeros(1), Measures({1.0: s}, series[0], {1.0: s}, series[0], 1.0), torch.device("cpu"))
+        Subject(
+            name, torch.zeros(1), Measures({1.0: s}, series[0], {1.0: s}, {1.0: series[0]}, 1.0), torch.device("cpu")
+        )
         for name, s in zip("ab", series, strict=True)
     ]
     table, sentence = fill_table(models, [1.0], silence)
@@ -77,7 +79,7 @@ def test_the_page_names_the_device_that_was_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
     clip = Clip("clip", [np.full((32, 32, 3), shade, np.uint8) for shade in (10, 200)], np.arange(2.0))
     series = Series(np.ones(1), np.zeros(1), np.zeros(1, int))
-    measures = Measures({1.0: series}, series, {1.0: series}, series, 1.0)
+    measures = Measures({1.0: series}, series, {1.0: series}, {1.0: series}, 1.0)
     for device, name in ((torch.device("cpu"), "processor, "), (torch.device("cuda", 1), "GPU cuda:1, ")):
         page = write_page(clip, [Subject("model", torch.rand(2, 2, 2, 8), measures, device)], {1.0: [(0, 1)]})
         assert name in page
