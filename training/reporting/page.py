@@ -216,14 +216,15 @@ def _range(row: Row, low: float, high: float) -> str:
 def draw_curves(subjects: Sequence[Subject]) -> str:
     """Return the two plots over time as SVG."""
     plots = []
-    for title, label, by_gap, level in (
-        ("Changed patches that find their way back", "share", "cycle", "chance"),
-        ("Similarity at one place", "cosine", "similarity", "unrelated"),
+    for title, label, least, by_gap, level in (
+        ("Changed patches that find their way back", "share", 0, "cycle", "chance"),
+        ("Similarity at one place", "cosine", -1, "similarity", "unrelated"),
     ):
         lines, levels = {}, {}
         for subject in subjects:
             values = getattr(subject.measures, by_gap)
             bands = [student_interval(found.values, found.parts.tolist()) for found in values.values()]
+            bands = [(max(low, least), min(high, 1)) for low, high in bands]  # what there can be
             lines[subject.name] = (list(values), [float(found.values.mean()) for found in values.values()], bands)
             control = getattr(subject.measures, level)
             controls = control.values() if isinstance(control, dict) else [control]

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from training.evaluation.metrics.correspondence import cycle_map, match
+from training.reporting.measures import changed_patches
 from video_distilled_encoder.errors import import_pyplot
 from video_distilled_encoder.pca import PCA
 
 FRAME_HEIGHT = 270
-LINES = 5
-"""Correspondences drawn per row and column of a frame."""
+LINES = 24
+"""Correspondences that are drawn, at most."""
 
 
 def photograph(frame: np.ndarray, height: int = FRAME_HEIGHT) -> str:
@@ -73,7 +74,7 @@ def curve(
 
 
 def correspondences(frames: tuple[np.ndarray, np.ndarray], grids: tuple[Tensor, Tensor]) -> str:
-    """Draw evenly spaced patches of a frame and where they are found in a later one, as an SVG.
+    """Draw patches of a frame that change, spread over it, and where they are found in a later one, as an SVG.
 
     Args:
         frames: two (H, W, 3) frames.
@@ -90,15 +91,16 @@ def correspondences(frames: tuple[np.ndarray, np.ndarray], grids: tuple[Tensor, 
     for number, frame in enumerate(frames):
         left = number * (width + gap)
         parts.append(f'<image href="{photograph(frame)}" x="{left}" width="{width}" height="{height}"/>')
-    for row in np.linspace(0.5, rows - 1.5, LINES).round().astype(int):
-        for column in np.linspace(0.5, columns - 1.5, LINES).round().astype(int):
-            target = int(there[row * columns + column])
-            x1, y1 = (column + 0.5) / columns * width, (row + 0.5) / rows * height
-            x2, y2 = (target % columns + 0.5) / columns * width + width + gap, (target // columns + 0.5) / rows * height
-            colour = "#35d07f" if home[row, column] else "#ff5a3c"
-            parts.append(
-                f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.2" '
-                f'opacity=".8"/><circle cx="{x1:.1f}" cy="{y1:.1f}" r="2.5" fill="{colour}"/>'
-                f'<circle cx="{x2:.1f}" cy="{y2:.1f}" r="2.5" fill="{colour}"/>'
-            )
+    changed = changed_patches(*frames, (rows, columns)).flatten().nonzero()[:, 0]
+    for patch in changed[torch.linspace(0, len(changed) - 1, min(LINES, len(changed))).round().long()].tolist():
+        row, column = divmod(patch, columns)
+        target = int(there[patch])
+        x1, y1 = (column + 0.5) / columns * width, (row + 0.5) / rows * height
+        x2, y2 = (target % columns + 0.5) / columns * width + width + gap, (target // columns + 0.5) / rows * height
+        colour = "#35d07f" if home[row, column] else "#ff5a3c"
+        parts.append(
+            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.2" '
+            f'opacity=".8"/><circle cx="{x1:.1f}" cy="{y1:.1f}" r="2.5" fill="{colour}"/>'
+            f'<circle cx="{x2:.1f}" cy="{y2:.1f}" r="2.5" fill="{colour}"/>'
+        )
     return "".join([*parts, "</svg>"])
