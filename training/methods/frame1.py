@@ -193,4 +193,4 @@ def add(losses: Mapping[str, Tensor], objective: TeachersObjective, scaling: Mea
     """Return the sum of losses, `X_loss`, over their running means, weighted by the settings `X_weight`."""
     scaled = scaling(torch.stack(list(losses.values())))
     weights = [getattr(objective, name.replace("_loss", "_weight")) for name in losses]
-    return (scaled * scaled.new_tensor(weights)).sum()
+    return torch.stack([weight * loss for weight, loss in zip(weights, scaled, strict=True)]).sum()

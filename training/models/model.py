@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -90,13 +91,8 @@ class Model(ABC):
             self.to(pixels.device)
         if size != pixels.shape[-2:]:
             pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-        # one factor and one summand a channel lead from one normalisation to another
-        factor, summand = (
-            pixels.new_tensor(values).view(3, 1, 1)
-            for values in zip(
-                *map(_renormalise, config.mean, config.std, self.config.mean, self.config.std), strict=True
-            )
-        )
+        facts = tuple(tuple(values) for values in (config.mean, config.std, self.config.mean, self.config.std))
+        factor, summand = _renormalise(*facts, pixels.dtype, pixels.device)
         cls, grid = self._features(pixels * factor + summand, 1)
         return _output(cls, grid)
 
@@ -112,9 +108,24 @@ class Model(ABC):
         """(B, 3, H, W) normalised pixels -> class feature (B, C) and grid (B, C, h, w)."""
 
 
-def _renormalise(mean: float, std: float, new_mean: float, new_std: float) -> tuple[float, float]:
-    """Return factor and summand that turn (x - mean) / std into (x - new_mean) / new_std."""
-    return std / new_std, (mean - new_mean) / new_std
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training too
+def _renormalise(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    new_mean: tuple[float, ...],
+    new_std: tuple[float, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return (3, 1, 1) factors and summands that turn (x - mean) / std into (x - new_mean) / new_std.
+
+    They stay on the device: to bring numbers there, each step would wait for all before it.
+    """
+    old, scale, new, new_scale = (
+        torch.tensor(v, dtype=torch.float64, device="cpu").view(3, 1, 1) for v in (mean, std, new_mean, new_std)
+    )
+    return (scale / new_scale).to(device, dtype), ((old - new) / new_scale).to(device, dtype)
 
 
 def _output(cls: Tensor, grid: Tensor) -> EncoderOutput:

@@ -27,8 +27,7 @@ def read(maps: Tensor, places: Tensor) -> Tensor:
 
 def arrivals(flow: Tensor, width: float, height: float) -> Tensor:
     """Return the (B, n, m, 2) places that (B, 2, n, m) flows lead to, in units of which a map has width x height."""
-    extent = flow.new_tensor([width, height])
-    return middles(flow.shape[-2:], flow) + 2 * flow.movedim(1, -1) / extent
+    return middles(flow.shape[-2:], flow) + 2 * torch.stack([flow[:, 0] / width, flow[:, 1] / height], dim=-1)
 
 
 def turned(places: Tensor, maps: Tensor) -> Tensor:
