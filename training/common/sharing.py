@@ -5,7 +5,9 @@ Containers have 64 MB there, and a process that writes more is ended by the syst
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -55,6 +57,21 @@ class Collate:
             return batch
         _say()
         return pin(self.collate(tree_map_only(_Array, _Array.tensor, batch.samples)))
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """Within, processes may be forked: what there is now is no garbage to them.
+
+    FFmpeg's scaler, which a frame that was decoded may hold, waits at its end for threads of its own, and these stay
+    behind: a worker that collected it would wait for ever.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def told(batches: Iterable[_T]) -> Iterator[_T]:

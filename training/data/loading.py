@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from training.common import stop
 from training.common.distributed import World
 from training.common.machine import processors
-from training.common.sharing import Collate, told
+from training.common.sharing import Collate, spared, told
 from training.data.batch import Batch, collate
 from training.data.clips import ClipIndex
 from training.data.flow import Flows, Motion
@@ -154,7 +154,7 @@ def load_batches(
         # forked workers share what is in memory
         multiprocessing_context="fork" if in_memory and workers else None,
     )
-    with _signals_held() if workers else nullcontext():
+    with _begin_workers() if workers else nullcontext():
         batches = iter(loader)
     try:
         for batch in told(batches):
@@ -165,8 +165,8 @@ def load_batches(
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Within, no signal that asks to stop arrives; afterwards it does, but not in processes that were begun within.
+def _begin_workers() -> Iterator[None]:
+    """Within, workers may be begun, and no signal that asks to stop arrives; afterwards it does, but not in them.
 
     Such a signal comes to the whole group of processes, and must not take the batches from the last step. A worker
     could not see to it by itself: it takes a while until it does anything.
@@ -175,7 +175,8 @@ def _signals_held() -> Iterator[None]:
         resource_tracker.ensure_running()  # other ways need it, and as it begins it would let the signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stop.SIGNALS)
     try:
-        yield
+        with spared():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -204,3 +205,33 @@ def test_a_worker_that_does_not_come_back_is_ended(monkeypatch):
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
+
+
+class Threaded:
+    """Is garbage as soon as it is made, and must end in the process that made it."""
+
+    def __init__(self, ended):
+        self.itself, self.process, self.ended = self, os.getpid(), ended
+
+    def __del__(self):
+        if os.getpid() != self.process:
+            self.ended.touch()
+
+
+def test_a_worker_ends_nothing_of_the_process_that_it_was_forked_from(store, tmp_path, monkeypatch):
+    recipe, world = read_recipe("smoke"), World(0, 1, 0, torch.device("cpu"))
+    clips = clip_views(recipe, ClipIndex([store], recipe.clips, 0))
+    sample = ClipViews.__getitems__
+
+    def collecting(clips, places):
+        gc.collect()
+        return sample(clips, places)
+
+    monkeypatch.setattr(ClipViews, "__getitems__", collecting)
+    gc.disable()
+    try:
+        Threaded(tmp_path / "ended")
+        assert len(list(load_batches(clips, Schedule(recipe, Plan.of(1), 0, world), world, 1))) == 1
+    finally:
+        gc.enable()
+    assert not (tmp_path / "ended").exists()

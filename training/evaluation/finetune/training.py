@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from training.common.sharing import Collate, told
+from training.common.sharing import Collate, spared, told
 from training.evaluation.cache import find_entry
 from training.evaluation.data.fingerprint import fingerprint
 from video_distilled_encoder.errors import InputError
@@ -121,7 +122,9 @@ def train(
     made = Collate(list, workers)
     loader = DataLoader(stream, batch_size, num_workers=workers, collate_fn=made, drop_last=True)
     history = []
-    bar = tqdm(loader, desc=description, unit="step", dynamic_ncols=True)
+    with spared() if workers else nullcontext():
+        batches = iter(loader)
+    bar = tqdm(batches, desc=description, total=len(loader), unit="step", dynamic_ncols=True)
     for step, batch in enumerate(map(made.received, told(bar))):
         for group, value in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = value * rate(step)
