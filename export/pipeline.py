@@ -142,10 +142,10 @@ def check(artefact: Artefact, encoder: Encoder) -> None:
     depth, features = encoder.depth, (*FEATURES, *[REGISTERS][: encoder.tokens.registers])
     known_outputs = {*features, *(f"{LAYER}{number}" for number in range(depth))}
     wrong = [name for name in artefact.outputs if name not in known_outputs]
-    if wrong or not artefact.outputs or len(set(artefact.outputs)) < len(artefact.outputs):
+    if wrong or len(set(artefact.outputs)) < len(artefact.outputs):
         raise InputError(
             f"outputs are one or more of {', '.join(features)}, {LAYER}0 … {LAYER}{depth - 1}, each once; "
-            f"got {', '.join(artefact.outputs) or 'none'}"
+            f"got {', '.join(artefact.outputs)}"
         )
 
 

@@ -153,7 +153,8 @@ def changed_patches(one: np.ndarray, other: np.ndarray, grid: tuple[int, int]) -
     Returns:
         (h, w) bool, one at least.
     """
-    pixels = torch.from_numpy(np.abs(one.astype(np.int16) - other).max(-1) >= CHANGE)
+    far = np.maximum(one, other) - np.minimum(one, other) >= CHANGE
+    pixels = torch.from_numpy(far[..., 0] | far[..., 1] | far[..., 2])  # several times as fast as a maximum of three
     share = F.adaptive_avg_pool2d(pixels.float()[None], grid)[0]
     least = max(1, round(LEAST * share.numel()))
     return share >= min(COVERED, float(share.flatten().topk(least).values[-1]))

@@ -246,7 +246,7 @@ def draw_correspondences(clip: Clip, subjects: Sequence[Subject], pair: tuple[in
 def write_page(clip: Clip, subjects: Sequence[Subject], pairs: dict[float, list[tuple[int, int]]]) -> str:
     """Return the whole page."""
     gap = min(pairs, key=lambda seconds: abs(seconds - 1.0))
-    films = [[pictures.photograph(frame) for frame in clip.frames]]
+    films = [[pictures.photograph(frame, pictures.FILM_HEIGHT) for frame in clip.frames]]
     films += [pictures.pca_pictures(subject.grids) for subject in subjects]
     screens = [f'<figure><img class="photo" alt="frame"><figcaption>{html.escape(clip.name)}</figcaption></figure>']
     shape = clip.frames[0].shape[1] / clip.frames[0].shape[0]

@@ -16,7 +16,7 @@ from training.reporting.measures import changed_patches
 from video_distilled_encoder.errors import import_pyplot
 from video_distilled_encoder.pca import PCA
 
-FRAME_HEIGHT = 270
+FRAME_HEIGHT, FILM_HEIGHT = 270, 180
 LINES = 24
 """Correspondences that are drawn, at most."""
 
