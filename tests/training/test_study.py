@@ -117,6 +117,18 @@ def test_a_row_that_has_become_another_is_not_joined():
     assert {name: row["figures"]["mIoU"] for name, row in more["rows"].items()} == {"a": [1.0, 2.0], "b": [None, 3.0]}
 
 
+def test_a_row_says_the_clips_of_its_own_figures_though_a_step_is_counted_otherwise_now():
+    study = {"recipe": ["smoke"], "settings": [], "measures": {}}
+    before = {**study, "seeds": [0], "rows": {"a": {"clips": 1000, "figures": {"mIoU": [1.0]}}}}
+    now = {"clips": 996, "steps": 249, "share": 1.0}
+    row = joined(before, {**study, "seeds": [1], "rows": {"a": {**now, "figures": {"mIoU": [None]}}}})["rows"]["a"]
+    assert (row["clips"], row["figures"]["mIoU"]) == (1000, [1.0, None])
+    row = joined(before, {**study, "seeds": [1], "rows": {"a": {**now, "figures": {"mIoU": [2.0]}}}})["rows"]["a"]
+    assert (row["clips"], row["figures"]["mIoU"]) == (996, [1.0, 2.0])
+    with pytest.raises(InputError, match=r"its a's clips 1000, not 960"):
+        joined(before, {**study, "seeds": [1], "rows": {"a": {**now, "clips": 960, "figures": {"mIoU": [2.0]}}}})
+
+
 def test_a_study_that_is_stopped_measures_nothing_and_goes_on(run_command, words, tmp_path, one_thread, monkeypatch):
     only = [*words, "--run.steps=3", "--run.workers=0", "--rows", "vfd"]
     train_step = Trainer._train_step

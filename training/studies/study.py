@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ from video_distilled_encoder.files import atomic_path, write_json
 from video_distilled_encoder.sources.source import Asked
 
 STUDIES = Path(__file__).parent
+
+TRAINED = ("steps", "clips", "pflop")
+"""What `plan` says of a row."""
 
 
 @dataclass(frozen=True)
@@ -235,12 +239,15 @@ def joined(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any
     seeds = sorted({*earlier["seeds"], *here["seeds"]})
     rows = {}
     for name, row in here["rows"].items():
-        before = earlier["rows"].get(name, {"figures": {}})["figures"]
+        before = earlier["rows"].get(name, {"figures": {}})
         known = {
-            title: _by_seed(earlier, before.get(title, [])) | _by_seed(here, row["figures"][title])
-            for title in row["figures"]
+            title: _by_seed(earlier, before["figures"].get(title, [])) | _by_seed(here, found)
+            for title, found in row["figures"].items()
         }
-        rows[name] = {**row, "figures": {title: [found.get(seed) for seed in seeds] for title, found in known.items()}}
+        measured_here = any(_by_seed(here, found) for found in row["figures"].values())
+        trained = {} if measured_here else {fact: before[fact] for fact in TRAINED if fact in before}
+        figures = {title: [found.get(seed) for seed in seeds] for title, found in known.items()}
+        rows[name] = {**row, **trained, "figures": figures}
     return {**here, "seeds": seeds, "rows": rows}
 
 
@@ -253,12 +260,21 @@ def _refuse_another(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> None
     pairs: dict[str, Sequence[Any]] = {"measures": (earlier["measures"], here["measures"])}
     if _base(earlier) != _base(here):
         pairs["base"] = [" ".join([*study["recipe"], *study["settings"]]) for study in (earlier, here)]
-    for what in ("recipe", "settings", "share", "after", "model", "measured", "clips", "steps"):
-        for name in shared:
-            pairs[f"{name}'s {what}"] = (earlier["rows"][name].get(what), here["rows"][name].get(what))
+    for name in shared:
+        before, now = _stated(earlier, name), _stated(here, name)
+        for what in ("recipe", "settings", "share", "after", "model", "measured"):
+            pairs[f"{name}'s {what}"] = (before[what], now[what])
+        # the count of a step's arithmetic may differ a little between releases of torch
+        if not math.isclose(before.get("clips", 0), now.get("clips", 0), rel_tol=0.01):
+            pairs[f"{name}'s clips"] = (before.get("clips"), now.get("clips"))
     for what, (before, now) in pairs.items():
         if before != now:
             raise InputError(f"the earlier study is another: its {what} {before}, not {now}")
+
+
+def _stated(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a row with the defaults of what it leaves out."""
+    return {**asdict(Row()), **summary["rows"][name]}
 
 
 def _base(summary: Mapping[str, Any]) -> Recipe:
