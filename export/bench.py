@@ -66,9 +66,22 @@ def bench(args: argparse.Namespace, directory: Path, encoder: Encoder) -> Report
         encoder: the model.
     """
     machine = report.machine(args.device, args.threads)
-    what = (args.size, args.batch, args.formats, args.precisions, args.against, args.artefact, args.device)
-    how = (args.frame, args.threads, args.seconds, args.rounds, args.timeout)
-    wanted = Wanted(directory, *what, args.out / "exports", *how)
+    wanted = Wanted(
+        directory=directory,
+        sizes=args.size,
+        batches=args.batch,
+        formats=args.formats,
+        precisions=args.precisions,
+        against=args.against,
+        artefacts=args.artefact,
+        device=args.device,
+        cache=args.out / "exports",
+        frame=args.frame,
+        threads=args.threads,
+        seconds=args.seconds,
+        rounds=args.rounds,
+        timeout=args.timeout,
+    )
     rows, failures = plan(wanted)
     rounds = Rounds(rows, wanted)
     rounds.run()
