@@ -129,11 +129,12 @@ def clip():
 def encoder():
     """A ViT-S/16 with random weights, sharpened a little so that its features differ between patches."""
     torch.manual_seed(0)
-    backbone = ModelConfig().build_backbone()
+    config = ModelConfig()
+    backbone = config.build_backbone()
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    return Encoder(backbone, card="# A test encoder\n").eval()
+    return Encoder(backbone, config, card="# A test encoder\n").eval()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ main directions as colours. Of a video it writes NAME.safetensors (cls, patches,
 NAME.pca.mp4, all of it or nothing. Of a data set (LeRobot, MCAP, ROS bag, HDF5, Zarr, RLDS) each camera's view of an
 episode is a video, SET/CAMERA/EPISODE; without --fps row n is of its frame n, so that a policy can be trained on the
 features. With --format parquet they are the columns cls and patches of NAME.parquet, beside LeRobot's episode_index,
-frame_index and timestamp; with --format npy files of their own. Folders are searched, and their structure is kept.
+timestamp and, without --fps, frame_index; with --format npy files of their own. Folders are searched, and their structure is kept.
 Inputs that cannot be read are named at the end, when the others are done.
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
                 failed += filter(None, (why_not(image, source) for source in sources))
             bar.update(len(sources))
     print(f"{len(targets) - len(failed)} of {len(targets)} inputs encoded into {args.out}")
-    refuse_failed(failed, len(targets), "inputs could not be encoded; the others are")
+    refuse_failed(failed, len(targets), "inputs could not be encoded")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -108,6 +108,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch_size < 1 or (args.fps is not None and not 0 < args.fps < float("inf")):
         parser.error("--batch-size and --fps must be positive")
+    if args.no_features and args.no_pictures:
+        parser.error("--no-features and --no-pictures leave nothing to write")
     return args
 
 
@@ -318,7 +320,8 @@ class FeatureWriter:
         if self.args.format == "parquet":  # LeRobot's names of what a frame is found by
             number = torch.arange(self.written, self.written + len(tensors["times"]))
             episode = {} if self.episode is None else {"episode_index": torch.full_like(number, self.episode)}
-            tensors = {**episode, "frame_index": number, "timestamp": tensors.pop("times"), **tensors}
+            index = {} if self.args.fps else {"frame_index": number}  # with frames left out a row is not of its number
+            tensors = {**episode, **index, "timestamp": tensors.pop("times"), **tensors}
         self.written += len(tensors["cls"])
         save_features(self.target.with_name(name), tensors, self.grid, self.args)
         for rows in self.rows.values():

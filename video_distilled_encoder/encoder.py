@@ -40,7 +40,7 @@ class Encoder(nn.Module):
 
     Args:
         backbone: one of timm's vision transformers, as `ModelConfig.build_backbone` makes it.
-        config: what the backbone was trained with.
+        config: what the backbone was trained with; what timm says of it by default.
         card: the model card, kept for `save_pretrained`.
     """
 
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.tokens = TokenLayout.of(backbone)
         self.backbone = backbone
-        self.config = config or ModelConfig()
+        self.config = config or ModelConfig.of(backbone)
         self.card = card
 
     @classmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+from timm.data import resolve_data_config
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -69,6 +70,17 @@ class ModelConfig:
             raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         if self.crop_mode not in CROP_MODES:
             raise InputError(f"crop_mode must be center or squash, got {self.crop_mode!r}")
+        if self.crop_mode == "squash" and self.crop_pct < 1:
+            raise InputError(f"crop_mode squash keeps the whole image, so crop_pct must be 1, got {self.crop_pct}")
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> ModelConfig:
+        """Return what timm says of a network that it built: the architecture, and how an image becomes its input."""
+        known: Any = getattr(backbone, "pretrained_cfg", None)
+        if not known:
+            return cls()
+        image = resolve_data_config(pretrained_cfg=known)
+        return cls(known["architecture"], **{name: image[name] for name in PREPROCESSING})
 
     def build_backbone(self, **overrides: Any) -> Any:
         """Build the backbone with random weights: no classifier, and of every size that its family allows.
@@ -104,10 +116,7 @@ class ModelConfig:
         facts: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
         }
-        read = cls(config["architecture"], config.get("model_args", {}), **facts)
-        if read.crop_mode == "squash" and read.crop_pct < 1:
-            raise InputError(f"crop_mode squash keeps the whole image, so crop_pct must be 1, got {read.crop_pct}")
-        return read
+        return cls(config["architecture"], config.get("model_args", {}), **facts)
 
     def to_json(self, backbone: nn.Module) -> dict[str, Any]:
         """Return what timm reads, with no `num_classes` in model_args, as timm writes it: `AutoModel` refuses that."""

@@ -223,11 +223,12 @@ def plan_resize(
     check_size(target, multiple)
     if crop_mode == "squash":
         return target, target
-    # timm's and torchvision's arithmetic: the shorter side first, the longer one truncated.
     scaled = [math.floor(side / crop_pct) for side in target]
-    if height * scaled[1] <= width * scaled[0]:
-        return (scaled[0], max(int(scaled[0] * width / height), target[1])), target
-    return (max(int(scaled[1] * height / width), target[0]), scaled[1]), target
+    if scaled[0] == scaled[1]:  # torchvision's arithmetic, which timm takes for squares alone
+        resized = [int(scaled[0] * side / min(height, width)) for side in image_hw]
+    else:
+        resized = [round(side / min(height / scaled[0], width / scaled[1])) for side in image_hw]
+    return (resized[0], resized[1]), target
 
 
 def _nearest(side: float, multiple: int) -> int:

@@ -116,9 +116,10 @@ def _band(block: Tensor) -> Band:
 def _kept_rows(source: int, target: int, keep: int, interpolation: str) -> Tensor:
     """Return the middle rows of the matrix below, (keep, source)."""
     first = round((target - keep) / 2)
+    rows = torch.arange(first, first + keep, dtype=torch.float64, device="cpu")
     if source == target:
-        return torch.eye(source, dtype=torch.float64, device="cpu")[first : first + keep]
-    return weights(source, target, interpolation, torch.float64, torch.device("cpu"))[first : first + keep]
+        return (torch.arange(source, device="cpu") == rows[:, None]).double()
+    return _filtered(source, target, rows, interpolation)
 
 
 def weights(source: int, target: int, interpolation: str, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -127,11 +128,16 @@ def weights(source: int, target: int, interpolation: str, dtype: torch.dtype, de
     In operations that every runtime knows, for sizes that may be symbolic: runtimes' own Resize differ from torch's,
     OpenVINO's by up to .001 in a feature.
     """
+    return _filtered(source, target, torch.arange(target, dtype=dtype, device=device), interpolation)
+
+
+def _filtered(source: int, target: int, rows: Tensor, interpolation: str) -> Tensor:
+    """Return some rows of the matrix above, by their numbers."""
     reach, filter_ = FILTERS[interpolation]
     scale = source / target
     width: Any = torch.sym_max(scale, 1.0)  # of the filter: one source pixel, or one target pixel
-    middle = (torch.arange(target, dtype=dtype, device=device) + 0.5) * scale
-    x = (torch.arange(source, dtype=dtype, device=device) + 0.5 - middle[:, None]).abs() / width
+    middle = (rows + 0.5) * scale
+    x = (torch.arange(source, dtype=rows.dtype, device=rows.device) + 0.5 - middle[:, None]).abs() / width
     found = torch.where(x < reach, filter_(x), torch.zeros_like(x))
     return found / found.sum(1, keepdim=True)
 

@@ -421,7 +421,7 @@ def test_transformers_pixels_are_those_of_its_own_processor(their_directory, mon
     frame = np.asarray(open_image(bundled_photographs()[0]).resize((160, 90)))
     expected = transformers.AutoImageProcessor.from_pretrained(their_directory)(frame, return_tensors="pt")
     assert torch.allclose(seen[0], expected["pixel_values"])
-    ours = Encoder(ModelConfig().build_backbone()).preprocess(frame)
+    ours = Encoder(ModelConfig().build_backbone(), ModelConfig()).preprocess(frame)
     assert (seen[0] - ours).abs().mean() < 0.02
 
 

@@ -109,7 +109,7 @@ def test_a_bad_file_ends_no_folder_and_leaves_nothing(run_command, tiny_director
     Image.fromarray(noise(1)[0]).save(folder / "z.png")
     options = ["--out", tmp_path / "out", "--model", tiny_directory, "--size", "32", "--no-pictures"]
     error = run_command(encode.main, folder, *options)
-    assert "2 of 3 inputs could not be encoded; the others are" in error
+    assert "2 of 3 inputs could not be encoded:\n  " in error
     assert "a.jpg cannot be read as an image" in error
     assert "broken.mp4" in error
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["z.safetensors"]
@@ -142,6 +142,20 @@ def test_an_input_that_is_named_twice_is_refused(tmp_path, photograph):
     inner.write_bytes(photograph.read_bytes())
     with pytest.raises(InputError, match=r"x\.jpg is among the inputs twice, as .*out/x and .*out/b/x; name it once"):
         encode.find_jobs([inner, tmp_path / "in"], tmp_path / "out")
+
+
+def test_a_table_of_some_frames_claims_no_number_for_them(run_command, tiny_directory, clip, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    options = ["--model", tiny_directory, "--size", "32", "--no-pictures", "--format", "parquet"]
+    assert run_command(encode.main, clip, "--out", tmp_path, "--fps", "6", *options) is None
+    table = parquet.read_table(tmp_path / "dog.parquet")
+    assert table.column_names == ["timestamp", "cls", "patches"]
+    assert table["timestamp"][1].as_py() > 0.1
+
+
+def test_nothing_to_write_is_refused(run_command, clip, tmp_path, capsys):
+    assert run_command(encode.main, clip, "--out", tmp_path, "--no-features", "--no-pictures") == 2
+    assert "--no-features and --no-pictures leave nothing to write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fps", ["nan", "inf", "0", "-1"])

@@ -88,6 +88,25 @@ def test_preprocessing_agrees_with_timm_but_for_rounding(encoder, photograph):
     assert_equal_but_for_rounding(transform(image)[None], encoder.preprocess(image))
 
 
+@pytest.mark.parametrize("frame", [(720, 1280), (480, 640), (480, 848), (640, 360)])
+@pytest.mark.parametrize("size", [(224, 224), (224, 384), (256, 448), (352, 480), (448, 224)])
+def test_a_centre_crop_of_any_shape_is_that_of_timm(tiny, photograph, frame, size):
+    image = Image.open(photograph).convert("RGB").resize(frame[::-1])
+    transform = timm.data.create_transform(
+        (3, *size), interpolation="bicubic", crop_pct=0.9, mean=tiny.config.mean, std=tiny.config.std
+    )
+    assert_equal_but_for_rounding(transform(image)[None], tiny.preprocess(image, size=size), 8)
+
+
+def test_a_network_of_timms_is_taken_with_timms_preprocessing(photograph):
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    encoder = Encoder(network.eval())
+    data = timm.data.resolve_data_config(model=network)
+    assert encoder.config.mean == data["mean"] == (0.5, 0.5, 0.5)
+    image = Image.open(photograph).convert("RGB")
+    assert_equal_but_for_rounding(timm.data.create_transform(**data)(image)[None], encoder.preprocess(image))
+
+
 @pytest.mark.parametrize(
     ("size", "mode", "shape"),
     [

@@ -128,7 +128,7 @@ def refused(encoder, tmp_path):
 
 
 def test_a_backbone_of_another_architecture_is_not_saved_under_this_one(tmp_path):
-    tiny = Encoder(ModelConfig("vit_tiny_patch16_224").build_backbone())
+    tiny = Encoder(ModelConfig("vit_tiny_patch16_224").build_backbone(), ModelConfig())
     message = refused(tiny, tmp_path)
     assert "the backbone is not the vit_small_patch16_224 of its configuration: cls_token is (1, 1, 192)" in message
     assert "give Encoder(backbone, config) the ModelConfig that it was built with" in message

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from video_distilled_encoder import Encoder, InputError, ModelConfig, load_runtime
 
@@ -163,6 +165,29 @@ def test_a_strip_is_refused_before_it_takes_all_memory(tiny):
     with pytest.raises(InputError, match="comes to 224x89600 as a whole, which is 78400 patches"):
         tiny.encode(Image.new("RGB", (1200, 3)), size=224, crop_mode="whole")
     assert tiny.encode(Image.new("RGB", (1200, 3)), size=64).grid.shape[-2:] == (4, 4)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("shape", [(2, 3000), (3000, 2), (248, 9000)])
+def test_the_centre_of_a_strip_is_cut_without_making_the_whole(tiny, shape):
+    pixels = torch.rand(3, *shape)
+    with LargestTensor() as largest:
+        found = tiny.preprocess(pixels, size=224, crop_mode="center")
+    assert found.shape == (1, 3, 224, 224)
+    assert 0 < largest.bytes < 50e6
+
 
 
 def test_the_default_configuration_of_another_size():
