@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 from pathlib import Path
 
 import timm
@@ -28,7 +27,7 @@ from export.benchmark.subjects import transformers_config
 from export.cli import parse_size
 from export.pipeline import FORMATS
 from video_distilled_encoder import Encoder
-from video_distilled_encoder.errors import InputError, command, import_pyplot
+from video_distilled_encoder.errors import InputError, command, import_pyplot, tidy_at_sigterm
 from video_distilled_encoder.hub import DEFAULT_RELEASE, find_model
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.cuda_graph import cuda_device
@@ -38,8 +37,8 @@ from video_distilled_encoder.tokens import check_size
 @command
 def main() -> None:
     """Run the command."""
+    tidy_at_sigterm()
     args = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     import_pyplot("export")  # before an hour of measuring, not after it
     directory = find_model(args.model, revision=args.revision)
     encoder = Encoder.from_pretrained(directory)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from export import onnx
 from export.pipeline import FORMATS, export
-from video_distilled_encoder.errors import command
+from video_distilled_encoder.errors import command, tidy_at_sigterm
 from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.model_config import CROP_MODES
 from video_distilled_encoder.runtimes.artefact import FEATURES, LAYOUTS, SUFFIXES, Artefact, Camera, sidecar
@@ -25,6 +25,7 @@ from video_distilled_encoder.runtimes.tensorrt import HARDWARE, BuildOptions
 @command
 def main() -> None:
     """Run the command."""
+    tidy_at_sigterm()
     args = parse_arguments()
     camera = None
     if args.uint8_input:

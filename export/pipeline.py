@@ -153,7 +153,7 @@ def without_tensorrt(job: Job, artefact: Artefact, out: Path) -> str:
     """Write the typed graph that TensorRT reads, proven in ONNX Runtime; returns how to build the engine elsewhere."""
     if artefact.precision == "auto":
         raise InputError("TensorRT is not installed here, so nothing can be timed; name a --precision, such as fp16")
-    graph = out.with_suffix(SUFFIXES["onnx"])
+    graph = out.with_name(f"{out.name}{SUFFIXES['onnx']}")
     with atomic_directory(out.parent) as staging:
         produce(job, dataclasses.replace(artefact, format="onnx"), staging / graph.name)
     command = engines.build_command(graph.name, out.name, artefact, job.engine)

@@ -5,8 +5,8 @@ main directions as colours. Of a video it writes NAME.safetensors (cls, patches,
 NAME.pca.mp4, all of it or nothing. Of a data set (LeRobot, MCAP, ROS bag, HDF5, Zarr, RLDS) each camera's view of an
 episode is a video, SET/CAMERA/EPISODE; without --fps row n is of its frame n, so that a policy can be trained on the
 features. With --format parquet they are the columns cls and patches of NAME.parquet, beside LeRobot's episode_index,
-timestamp and, without --fps, frame_index; with --format npy files of their own. Folders are searched, and their structure is kept.
-Inputs that cannot be read are named at the end, when the others are done.
+timestamp and, without --fps, frame_index; with --format npy files of their own. Folders are searched, and their
+structure is kept. Inputs that cannot be read are named at the end, when the others are done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from video_distilled_encoder.encoder import Encoder, EncoderOutput
-from video_distilled_encoder.errors import CannotWrite, InputError, command, import_extra, refuse_failed
+from video_distilled_encoder.errors import (
+    CannotWrite,
+    InputError,
+    command,
+    import_extra,
+    refuse_failed,
+    tidy_at_sigterm,
+)
 from video_distilled_encoder.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_directory, atomic_path, find_files
 from video_distilled_encoder.hub import DEFAULT_RELEASE
 from video_distilled_encoder.image_files import open_image
@@ -64,6 +71,7 @@ def _moves(path: Path) -> bool:
 @command
 def main() -> None:
     """Run the command."""
+    tidy_at_sigterm()
     args = parse_arguments()
     targets = find_jobs(args.inputs, args.out, asked_of(args))
     encoder = Encoder.from_pretrained(args.model, revision=args.revision, device=args.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,8 +79,9 @@ class Encoder(nn.Module):
 
         Raises:
             InputError: there is no such model, or its files are incomplete, damaged or of another architecture,
-                or there is no such device.
+                or there is no such device or type.
         """
+        model_directory.check_dtype(dtype)
         directory = find_model(
             name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
@@ -153,7 +155,10 @@ class Encoder(nn.Module):
             InputError: there is no such block, or the shape does not fit.
         """
         depth = self.depth
-        blocks = list(n) if isinstance(n, Iterable) else list(range(depth - n, depth))
+        try:
+            blocks = [operator.index(block) for block in (n if isinstance(n, Iterable) else range(depth - n, depth))]
+        except TypeError:
+            blocks = []
         if not blocks or min(blocks) < 0 or max(blocks) >= depth:
             raise InputError(f"n={n!r} asks for blocks that are not there; the encoder has blocks 0 to {depth - 1}")
         pixels, lead = self._flatten(pixel_values)

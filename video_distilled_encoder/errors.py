@@ -7,6 +7,7 @@ import functools
 import importlib
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -118,6 +119,11 @@ def prepare_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _format_warning
+
+
+def tidy_at_sigterm() -> None:
+    """Have SIGTERM, which schedulers and containers send, end the process as Ctrl-C does: nothing half-made stays."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def command(main: Callable[[], None]) -> Callable[[], NoReturn]:

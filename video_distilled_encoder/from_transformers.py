@@ -1,12 +1,14 @@
 """DINOv2, DINOv2 with registers and DINOv3 as transformers stores them: the same networks under timm's names.
 
 Weights are renamed strictly, q, k and v joined; a network that timm has no equal of is refused. Features are equal at
-the size that the positions were made for. At others DINOv3's are too; transformers resamples DINOv2's positions without
-antialiasing, this package as timm does.
+the size that the positions were made for, which is that of `encode`, as in timm, whatever the processor crops to. At
+others DINOv3's are too; transformers resamples DINOv2's positions without antialiasing, this package as timm does.
+Where a centre crop leaves an odd number of pixels over, it is cut as timm does, a pixel beside transformers.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -144,7 +146,13 @@ def _blocks(tensors: Mapping[str, Tensor]) -> list[str]:
 def _preprocessing(processor: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a ModelConfig says of preprocessing."""
     values: dict[str, Any] = {}
-    if "image_mean" in processor:
+    if not all(processor.get(step, True) for step in ("do_resize", "do_rescale")) or not math.isclose(
+        processor.get("rescale_factor", 1 / 255), 1 / 255
+    ):
+        raise InputError("its images are not resized, or not rescaled by 1/255, for the network; here they always are")
+    if not processor.get("do_normalize", True):
+        values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    elif "image_mean" in processor:
         values |= {"mean": tuple(processor["image_mean"]), "std": tuple(processor["image_std"])}
     if processor.get("resample", 3) not in _PIL_FILTERS:
         raise InputError(

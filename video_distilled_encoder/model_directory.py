@@ -93,9 +93,10 @@ def write(
         dtype: floating-point type of the stored weights.
 
     Raises:
-        InputError: the backbone is not what `config` describes, is sharded or has LoRA layers, or the place cannot be
-            written.
+        InputError: the backbone is not what `config` describes, is sharded, quantised or has LoRA layers, the type is
+            not floating-point, or the place cannot be written.
     """
+    check_dtype(dtype)
     backbone = _plain(backbone, config)
     state = {
         name.replace(_COMPILED, ""): tensor.detach().to("cpu", dtype).contiguous()
@@ -107,6 +108,16 @@ def write(
         sums = [f"{sha256(file)}  {file.name}\n" for file in sorted(staging.iterdir())]
         (staging / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
         (staging / CARD).write_text(card, encoding="utf-8")
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse what no weights can be.
+
+    Raises:
+        InputError: it is no floating-point type of torch.
+    """
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype is a floating-point type, such as torch.float16; got {dtype!r}")
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: Path | str) -> None:
@@ -143,6 +154,8 @@ def _plain(backbone: nn.Module, config: ModelConfig) -> nn.Module:
     """
     plain: nn.Module = getattr(backbone, _COMPILED.removesuffix("."), backbone)
     state = plain.state_dict()
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError("the encoder is quantised by torch; save the one it was made of, and quantise what is loaded")
     if any(hasattr(tensor, "full_tensor") for tensor in state.values()):  # a DTensor
         raise InputError(
             "the encoder is sharded (FSDP2); gather its weights on one process, by get_model_state_dict of "

@@ -138,7 +138,7 @@ def graph_for_tensorrt(directory, folder, **options):
         patch.setattr(engines, "available", lambda: False)
         with pytest.raises(InputError, match="only its graph"):
             export(directory, folder / "e.engine", format="tensorrt", size=SIZE, layer_parity=False, **options)
-    return onnx.load(folder / "e.onnx").graph
+    return onnx.load(folder / "e.engine.onnx").graph
 
 
 def test_an_int8_graph_for_tensorrt_is_half_where_it_is_not_int8(shallow_directory, tmp_path):
@@ -438,11 +438,11 @@ def test_without_tensorrt_the_graph_and_the_command_are_left(run_command, shallo
     fine = ("--format", "tensorrt", "--model", shallow_directory, "--out", out, "--size", "64", "--batch", "1:2:4")
     error = run_command(cli.main, *fine, "--precision", "fp16", "--no-layer-parity", "--workspace", "2")
     assert "TensorRT is not installed here, so no engine was built, only its graph" in error
-    assert "trtexec --onnx=e.onnx --saveEngine=e.engine --stronglyTyped" in error
+    assert "trtexec --onnx=e.engine.onnx --saveEngine=e.engine --stronglyTyped" in error
     assert "--optShapes=pixel_values:2x3x64x64" in error
     assert "--memPoolSize=workspace:2048" in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.onnx", "e.onnx.json"]
-    assert load_runtime(tmp_path / "e.onnx").artefact.precision == "fp16"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.engine.onnx", "e.engine.onnx.json"]
+    assert load_runtime(tmp_path / "e.engine.onnx").artefact.precision == "fp16"
     assert "name a --precision" in run_command(cli.main, *fine, "--precision", "auto")
 
 

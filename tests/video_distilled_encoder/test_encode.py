@@ -1,6 +1,9 @@
 import io
+import os
+import signal
 import subprocess
 import sys
+import time
 import weakref
 
 import av
@@ -151,6 +154,19 @@ def test_a_table_of_some_frames_claims_no_number_for_them(run_command, tiny_dire
     table = parquet.read_table(tmp_path / "dog.parquet")
     assert table.column_names == ["timestamp", "cls", "patches"]
     assert table["timestamp"][1].as_py() > 0.1
+
+
+def test_terminated_it_leaves_nothing_half_made(start, tiny_directory, clip, tmp_path):
+    words = [clip, "--out", tmp_path / "out", "--model", tiny_directory, "--size", "224", "--batch-size", "1"]
+    process = start("-m", "video_distilled_encoder.encode", *words)
+    deadline = time.monotonic() + 60
+    while not [*tmp_path.glob(".out.*"), *tmp_path.glob("out/.*")]:
+        assert process.poll(0.01) is None, process.err()
+        assert time.monotonic() < deadline
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert "Traceback" not in process.err()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_nothing_to_write_is_refused(run_command, clip, tmp_path, capsys):

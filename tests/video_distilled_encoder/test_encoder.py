@@ -159,6 +159,21 @@ def test_intermediate_layers_equal_timms(encoder, n, norm):
         assert torch.allclose(ours[-1].patches, last.patches, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", ["2", 2.0, torch.tensor(2), [1.5], [6], 0])
+def test_blocks_that_are_not_there_are_refused(tiny, n):
+    with pytest.raises(InputError, match="the encoder has blocks 0 to 5"):
+        tiny.intermediate_layers(torch.zeros(1, 3, 32, 32), n=n)
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, torch.complex64])
+def test_weights_are_floating_point(tiny, tiny_directory, tmp_path, dtype):
+    with pytest.raises(InputError, match=r"dtype is a floating-point type, such as torch\.float16; got"):
+        Encoder.from_pretrained(tiny_directory, dtype=dtype)
+    with pytest.raises(InputError, match="dtype is a floating-point type"):
+        tiny.save_pretrained(tmp_path / "out", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_half_precision(tiny, tiny_directory, photograph):
     expected = tiny.encode(photograph).patches
     for dtype in (torch.float16, torch.bfloat16):

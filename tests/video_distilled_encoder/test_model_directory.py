@@ -143,6 +143,7 @@ def test_a_backbone_of_another_architecture_is_not_saved_under_this_one(tmp_path
         assert what in refused(Encoder(other), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.ao
 def test_wrapped_encoders_say_what_to_do(shallow, tmp_path):
     class Sharded(torch.Tensor):
         def full_tensor(self):
@@ -153,6 +154,8 @@ def test_wrapped_encoders_say_what_to_do(shallow, tmp_path):
             super().__init__(1, 1)
             self.base_layer, self.lora_A = layer, nn.Linear(64, 4)
 
+    quantised = torch.ao.quantization.quantize_dynamic(shallow, {nn.Linear})
+    assert "the encoder is quantised by torch" in refused(quantised, tmp_path)
     weight = shallow.backbone.norm.weight
     shallow.backbone.norm.weight = nn.Parameter(weight.detach().as_subclass(Sharded))
     assert "the encoder is sharded (FSDP2); gather its weights" in refused(shallow, tmp_path)

@@ -189,7 +189,6 @@ def test_the_centre_of_a_strip_is_cut_without_making_the_whole(tiny, shape):
     assert 0 < largest.bytes < 50e6
 
 
-
 def test_the_default_configuration_of_another_size():
     config = ModelConfig("vit_tiny_patch16_224")
     encoder = Encoder(config.build_backbone(), config).eval()

@@ -531,7 +531,7 @@ def told_in_a_fork(use):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_runtime_of_a_forked_process_says_so(export_once, one_thread, format):
-    runtime = load_runtime(export_once(format), threads=1)
+    runtime = load_runtime(export_once(format), torch.device("cpu"), threads=1)
     pixels = torch.zeros(1, 3, 32, 32)
     runtime.run(pixels)
     for use in (lambda: runtime.run(pixels), lambda: runtime.encode(pixels[0])):
@@ -543,6 +543,12 @@ def test_a_runtime_of_a_forked_process_says_so(export_once, one_thread, format):
             assert told_in_a_fork(stream.close) == ""
         stream.put(pixels[0])
         assert stream.get(20).number == 0
+
+
+@pytest.mark.parametrize("threads", [-1, 0, "2", 1.5])
+def test_threads_are_a_positive_number(export_once, threads):
+    with pytest.raises(InputError, match="threads are a positive number"):
+        load_runtime(export_once("onnx"), threads=threads)
 
 
 @pytest.mark.parametrize("format", FORMATS)

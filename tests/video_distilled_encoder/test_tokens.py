@@ -228,7 +228,13 @@ def test_what_timm_has_no_equal_of_is_refused(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     with pytest.raises(InputError, match=r"filter 4 to resize images is not known here, which has 1 \(lanczos\), 2"):
         Encoder.from_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 1}))
+    processor |= {"resample": 1}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"do_rescale": False}))
+    with pytest.raises(InputError, match="not rescaled by 1/255"):
+        Encoder.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"do_normalize": False}))
+    assert Encoder.from_pretrained(tmp_path).preprocess(torch.full((3, 48, 48), 0.25)).unique().item() == 0.25
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(InputError, match=r"model\.safetensors lacks blocks\.2"):
         Encoder.from_pretrained(tmp_path)

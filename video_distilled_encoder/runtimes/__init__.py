@@ -12,6 +12,9 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from video_distilled_encoder.errors import InputError
 from video_distilled_encoder.runtimes.artefact import Artefact
 from video_distilled_encoder.runtimes.recording import gpus
 from video_distilled_encoder.runtimes.runtime import Runtime
@@ -25,7 +28,7 @@ RUNTIMES = {
 """The module of this package that runs each format."""
 
 
-def load_runtime(path: str | Path, device: str | None = None, *, threads: int | None = None) -> Runtime:
+def load_runtime(path: str | Path, device: str | torch.device | None = None, *, threads: int | None = None) -> Runtime:
     """Load what `vde-export` wrote, in the runtime it was written for.
 
     Args:
@@ -36,12 +39,14 @@ def load_runtime(path: str | Path, device: str | None = None, *, threads: int | 
 
     Raises:
         InputError: a file is missing, damaged or made for another machine, the runtime is not installed, or it cannot
-            run on the device.
+            run on the device or with so many threads.
     """
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads are a positive number of the CPU's, or None for the runtime's own; got {threads!r}")
     path = Path(path).absolute()
     artefact = Artefact.read(path)
     module = importlib.import_module(f"{__name__}.{RUNTIMES[artefact.format]}")
-    place = device or artefact.device or "cpu"
+    place = str(device or artefact.device or "cpu").lower()
     with gpus.inside() if place.startswith("cuda") else nullcontext():
         session = module.open_session(path, artefact, place, threads)
     return Runtime(artefact, session, partial(load_runtime, path, device, threads=threads))
