@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of features (%(default)s)")
     args = parser.parse_args()
     clip = read_clip(args.video, args.seconds, args.fps, asked_of(args))
-    pairs = choose_pairs(clip.times)
+    pairs = choose_pairs(clip.times, clip.shots)
     subjects = [examine(name, clip, pairs, args) for name in args.models]
     names = [subject.name for subject in subjects]
     subjects = [

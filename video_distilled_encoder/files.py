@@ -126,7 +126,7 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
 
 def counted(name: str) -> list[str | int]:
     """Split a name into text and numbers, in turns: what orders names as people count."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def find_frames(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:

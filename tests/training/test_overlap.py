@@ -40,6 +40,24 @@ def test_a_frame_of_the_training_is_found_and_another_picture_is_not(run_command
     assert "there are no images" in run_command(main, *words, tmp_path / "frames")
 
 
+@pytest.mark.filterwarnings("ignore:1 of . pictures are flat areas")
+def test_turned_and_grey_photographs_are_found_too(run_command, clip, tmp_path):
+    frame, evaluation = list(read_frames(clip))[31].image, tmp_path / "evaluation"
+    evaluation.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise when it is shown
+    Image.fromarray(np.rot90(frame).copy()).save(evaluation / "turned.jpg", exif=exif)
+    Image.fromarray(frame).convert("L").save(evaluation / "grey.png")
+    Image.new("P", (32, 32)).save(evaluation / "label.png")
+    for name in ("turned.jpg", "grey.png"):
+        words = ["--data", clip, "--frames", tmp_path / "frames", "--out", tmp_path / "out", "--evaluation", evaluation]
+        assert run_command(main, *words) is None
+        found = json.loads((tmp_path / "out" / "overlap.json").read_text())
+        assert found["evaluation_images"] == len(list(evaluation.iterdir())) - 1
+        assert found["smallest_distance"] < 25
+        (evaluation / name).unlink()
+
+
 def test_distances_are_counts_of_bits():
     rng = np.random.default_rng(0)
     hashes = rng.random((5, 256)) < 0.5

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from training.publish import main
 from training.recipes.recipe import read_recipe
 from training.releases import publishing
-from training.releases.publishing import Weights, check_metadata, publish, render
+from training.releases.publishing import Weights, check_metadata, publish, render, run_facts
 from video_distilled_encoder import Encoder, InputError
 from video_distilled_encoder import encoder as encoder_module
 from video_distilled_encoder.files import sha256
@@ -38,6 +38,15 @@ def template(tmp_path):
         "teacher {{camvid: teacher miou}}\n"
     )
     return path
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_run_without_a_step_is_not_published(run, content):
+    (run / "log.jsonl").unlink()
+    if content is not None:
+        (run / "log.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"has no step in its log\.jsonl"):
+        run_facts(run)
 
 
 def write_result(folder, name, miou, weights=None, seed=0):

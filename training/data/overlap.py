@@ -17,11 +17,14 @@ from tqdm import tqdm
 
 from training.common.tiles import write_tiles
 from training.data.frame_store import FrameStore
-from video_distilled_encoder.errors import InputError
+from video_distilled_encoder.errors import InputError, warn
 from video_distilled_encoder.files import IMAGE_SUFFIXES, find_files, reading, write_json
+from video_distilled_encoder.image_files import open_image
 
 SIDE = 16
 _SHOWN, _SIZE = 6, (320, 180)
+_FLAT = 0.9
+"""Share of the pixels of a label picture, at least, that equal their neighbour."""
 
 
 def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def overlap(stores: Sequence[FrameStore], evaluation: Sequence[Path], out: Path)
         "evaluation": [folder.name for folder in evaluation],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    pairs_shown = [(Image.open(images[n]).convert("RGB"), _frame(*frame_of[distances[n].argmin()])) for n in nearest]
+    pairs_shown = [(open_image(images[n]), _frame(*frame_of[distances[n].argmin()])) for n in nearest]
     tiles = [[np.asarray(picture.resize(_SIZE)) for picture in pair] for pair in pairs_shown]
     write_tiles(out.with_suffix(".png"), tiles, gap=8)
     write_json(out, result)
@@ -71,6 +74,8 @@ def find_images(folders: Sequence[Path]) -> list[Path]:
     """
     files = [path for folder in folders for path in find_files(folder, IMAGE_SUFFIXES)]
     images = sorted(path for path in files if not _is_label(path))
+    if left_out := len(files) - len(images):
+        warn(f"{left_out} of {len(files)} pictures are flat areas of one channel, as labels are, and are left out")
     if not images:
         raise InputError(f"there are no images under {', '.join(map(str, folders))}")
     return images
@@ -89,8 +94,7 @@ def hash_store(store: FrameStore) -> np.ndarray:
 
 def hash_with_copy(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the bits of an image, and of a copy of it at half the size and in low quality."""
-    with reading(path), Image.open(path) as image:
-        whole = image.convert("RGB")
+    whole = open_image(path)
     buffer = io.BytesIO()
     whole.reduce(2).save(buffer, "JPEG", quality=30)
     return difference_hash(whole), difference_hash(Image.open(buffer))
@@ -106,6 +110,9 @@ def _frame(store: FrameStore, number: int) -> Image.Image:
 
 
 def _is_label(path: Path) -> bool:
-    """Tell label pictures, which have a palette or one channel, from photographs."""
+    """Tell label pictures, which have a palette or one channel and flat areas, from photographs."""
     with reading(path), Image.open(path) as image:
-        return image.mode in ("P", "L", "1")
+        if image.mode not in ("P", "L", "1"):
+            return False
+        values = np.asarray(image)
+    return bool((values[:, 1:] == values[:, :-1]).mean() > _FLAT)

@@ -76,7 +76,10 @@ def extract(
     def write(folder: Path) -> None:
         _write(folder, model, images, size, layers, crop_mode, desc)
 
-    return Features(*cached(cache, what, map(_content, images), Features._fields, write))
+    found = Features(*cached(cache, what, map(_content, images), Features._fields, write))
+    if isinstance(model, VideoEncoderModel):
+        model.begin(False)
+    return found
 
 
 def compact(features: Tensor) -> Tensor:

@@ -161,8 +161,10 @@ class VideoEncoderModel(Model):
     """
 
     def __init__(self, name: str, device: str) -> None:
-        path, at, told = name.partition("@")
-        if at and told not in get_args(Told):
+        path, at, told = name.rpartition("@")
+        if not at or "/" in told:
+            path, at, told = name, "", ""
+        elif told not in get_args(Told):
             raise InputError(f"of frame2 there are @now, @ahead and @held, got @{told}")
         folder = Path(path) if (Path(path) / _FACTS).is_file() else Path(path) / FOLDER
         network, config, digest = load(folder)

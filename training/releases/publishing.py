@@ -228,7 +228,9 @@ def check_metadata(card: str, template: Path) -> None:
 def run_facts(run: Path) -> dict[str, Any]:
     """Return what a card says of a run: the recipe's settings, its data and machine, steps, clips and time spent."""
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    rows = read_log(run / "log.jsonl")
+    rows = read_log(run / "log.jsonl") if (run / "log.jsonl").is_file() else []
+    if not rows:
+        raise InputError(f"{run} has no step in its log.jsonl, of which the card tells; publish a run that was trained")
     return {
         **read_facts(run / "run.json", _NEEDED),
         "steps": len(rows),

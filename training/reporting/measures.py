@@ -65,11 +65,12 @@ class Measures:
     """Median time of encoding one frame, preprocessing included."""
 
 
-def choose_pairs(times: np.ndarray) -> dict[float, list[tuple[int, int]]]:
-    """Return, by gap, pairs of frames that lie that far apart, to within a quarter of it, and in one part of the clip.
+def choose_pairs(times: np.ndarray, shots: np.ndarray) -> dict[float, list[tuple[int, int]]]:
+    """Return, by gap, pairs of frames of a shot that far apart, to within a quarter of it, and in one part of the clip.
 
     Args:
         times: (T,) seconds, ascending.
+        shots: (T,) number of the shot that each frame is of.
 
     Returns:
         Numbers of the earlier and of the later frames; gaps without any are left out.
@@ -78,7 +79,7 @@ def choose_pairs(times: np.ndarray) -> dict[float, list[tuple[int, int]]]:
     for gap in GAPS:
         later, near = find_partners(times, gap)
         part = part_of_frames(times, gap)
-        close = np.flatnonzero(near & (part == part[later]))
+        close = np.flatnonzero(near & (part == part[later]) & (shots == shots[later]))
         if len(close):
             picked = close[np.linspace(0, len(close) - 1, min(PAIRS, len(close))).round().astype(int)]
             chosen[gap] = [(int(first), int(later[first])) for first in picked]

@@ -39,6 +39,8 @@ class Clip(NamedTuple):
     """(H, W, 3) uint8 each."""
     times: np.ndarray
     """(T,) seconds."""
+    shots: np.ndarray
+    """(T,) number of the shot that each frame is of."""
 
 
 class Subject(NamedTuple):
@@ -89,7 +91,7 @@ def read_clip(video: Path, seconds: float, fps: float, asked: Asked | None = Non
             f"{video} holds {1 + len(others)} recordings, and a report is of one: choose it with --cameras and "
             f"--episodes, or name its file; there are {named}{', …' * (len(others) > 4)}"
         )
-    frames, times = [], []
+    frames, times, cuts = [], [], []
     info = source.info()
     expected = min(seconds, info.frames / max(info.fps, 1)) * fps
     for frame in tqdm(source.frames(min_interval=1 / fps), "read", round(expected), unit="frame", dynamic_ncols=True):
@@ -97,8 +99,9 @@ def read_clip(video: Path, seconds: float, fps: float, asked: Asked | None = Non
             break
         frames.append(frame.image)
         times.append(frame.time)
-    clip = Clip(source.name, frames, np.array(times))
-    if len(frames) < 2 or not choose_pairs(clip.times):
+        cuts.append(frame.new_shot)
+    clip = Clip(source.name, frames, np.array(times), np.cumsum(cuts))
+    if len(frames) < 2 or not choose_pairs(clip.times, clip.shots):
         raise InputError(f"{video} is too short for a report: it has {len(frames)} frames at --fps {fps:g}")
     return clip
 
@@ -110,7 +113,7 @@ def examine(name: str, clip: Clip, pairs: dict[float, list[tuple[int, int]]], ar
     scale = min(1.0, args.short_side / min(height, width))
     size = model.nearest_size(height * scale, width * scale)
     label = str(model.description["name"])
-    grids = extract(model, clip.frames, size, cache=args.cache, desc=f"encode {label}").grid
+    grids = extract(model, clip.frames, size, cache=args.cache, in_order=True, desc=f"encode {label}").grid
     return Subject(label, grids, measure(model, clip.frames, clip.times, grids, pairs), model.device)
 
 

@@ -100,6 +100,14 @@ def test_a_run_is_scored_by_itself(colours, tmp_path, monkeypatch):
     assert degradation.mean_iou(confusions[1]) == pytest.approx(np.mean(iou))
 
 
+def test_a_run_without_labels_is_left_out(evaluate_on, colours):
+    path = colours / "testannot" / "3.png"
+    Image.fromarray(np.full_like(np.array(Image.open(path)), 11)).save(path)
+    figures = evaluate_on("pixels", "--severities", "1", "--degradations", "jpeg")["figures"]
+    assert list(figures["units"]) == [f"{number}, from {number}" for number in (0, 1, 2, 4, 5, 6)]
+    assert figures["interval"][0] <= np.mean(list(figures["units"].values())) <= figures["interval"][1]
+
+
 def test_the_mean_is_over_the_classes_that_occur():
     confusion = np.array([[8, 2, 0], [0, 0, 0], [5, 0, 5]])
     assert degradation.mean_iou(confusion) == pytest.approx((8 / 15 + 5 / 10) / 2)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from training import evaluate
@@ -80,6 +81,16 @@ def test_other_patches_are_other():
     found = torch.stack([drift.other_patches(5, generator) for _ in range(200)])
     assert (found != torch.arange(5)).all()
     assert len(found[:, 2].unique()) == 4
+
+
+def test_pictures_that_change_size_are_one_sentence(run_command, tmp_path):
+    folder = tmp_path / "data" / "walk"
+    folder.mkdir(parents=True)
+    for number in range(40):
+        Image.new("RGB", (80, 64 if number < 12 else 48), (number, 0, 0)).save(folder / f"{number}.jpg")
+    arguments = ["--data", tmp_path / "data", "--offsets", "0.1", "--model", "pixels", "--cache", tmp_path / "cache"]
+    told = run_command(evaluate.main, "drift", *arguments)
+    assert told == "error: the pictures of walk are 64x80 and 48x80; put those of each size into folders of their own"
 
 
 def test_command(run_command, make_video, clip, tmp_path, capsys):

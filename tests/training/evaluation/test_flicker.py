@@ -6,6 +6,9 @@ import torch
 from PIL import Image
 
 from training import evaluate
+from training.evaluation.data.segmentation import LAYOUTS, Pair
+from training.evaluation.probes import segmentation as probe
+from training.evaluation.probes.linear import StandardizedLinear
 from training.evaluation.protocols import flicker
 from video_distilled_encoder.video import write_video
 
@@ -84,6 +87,22 @@ def test_vspws_consistency_equals_its_scripts_loop():
         )
         expected.append(both / steady)
     assert flicker.video_consistency(labels, predictions, 3) == pytest.approx(expected)
+
+
+def test_windows_are_of_one_size(tmp_path):
+    rng, pairs = np.random.default_rng(0), []
+    for number in range(21):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(rng.integers(1, 3, (32, 32 if number < 11 else 48), dtype=np.uint8)).save(path)
+        pairs.append(Pair(path, path, "video", number))
+    test = probe.Split(torch.rand(21, 2, 3, 6), pairs, LAYOUTS["vspw"])
+    layer = StandardizedLinear(test.features, 124)
+    parts = [
+        flicker.vspw_consistency(layer, probe.Split(test.features[part], pairs[part], test.layout))["vc8"]
+        for part in (slice(11), slice(11, 21))
+    ]
+    found = flicker.vspw_consistency(layer, test)["vc8"]
+    assert found == pytest.approx(np.average(parts, weights=[3, 2]), abs=0.02)
 
 
 @pytest.fixture

@@ -60,6 +60,18 @@ def test_a_result_is_reused_for_the_same_data_only(run_command, colours, tmp_pat
     assert measure(colours, "result.json", "--reuse")["figures"]["miou"] > 0
 
 
+@pytest.mark.parametrize("protocol", ["linear-segmentation", "knn-segmentation", "degradation", "upernet"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_that_are_all_void_are_refused_before_any_work(run_command, colours, monkeypatch, protocol, split):
+    for path in (colours / f"{split}annot").iterdir():
+        Image.fromarray(np.full_like(np.array(Image.open(path)), 11)).save(path)
+    arguments = ["--data", colours, "--model", "random:vit_tiny_patch16_224", "--cache", colours / "cache"]
+    arguments += ["--layout", "camvid"] if protocol == "upernet" else []
+    told = run_command(evaluate.main, protocol, *arguments)
+    assert f"label pictures of {colours / split} is void (11); check that the labels are of this layout" in told
+    assert not (colours / "cache").exists()
+
+
 def test_wrong_data_is_one_sentence(run_command, colours):
     def error(*extra):
         arguments = ["--data", colours, "--model", "pixels", "--cache", colours / "cache", *extra]

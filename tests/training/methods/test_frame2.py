@@ -276,6 +276,16 @@ def test_what_it_learnt_is_a_model_with_a_state(run, tmp_path):
     assert (ordered[8] - alone[8]).abs().max() > 1e-2
 
 
+def test_a_path_may_hold_an_at_sign_and_a_model_forgets_what_was_in_order(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "u@h" / "run")
+    images = [np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8) for number in range(4)]
+    for told in ("", "@ahead"):
+        model = load_model(f"frame2:{tmp_path / 'u@h' / 'run'}{told}", device="cpu")
+        alone = model.encode(images, (64, 64)).grid
+        extract(model, images, (64, 64), cache=tmp_path / "cache", in_order=True)
+        assert torch.equal(model.encode(images, (64, 64)).grid, alone)
+
+
 def test_anticipated_patches_are_told_of_frames_not_yet_seen(run, tmp_path):
     out = run[0]
     images = [np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8) for number in range(6)]

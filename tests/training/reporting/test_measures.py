@@ -9,17 +9,24 @@ from training.reporting.measures import Series, changed_patches, choose_pairs, m
 
 def test_pairs_lie_as_far_apart_as_their_gap():
     times = np.cumsum(np.random.default_rng(0).uniform(0.04, 0.16, 60))
-    pairs = choose_pairs(times)
+    pairs = choose_pairs(times, np.zeros(len(times)))
     assert {0.5, 1.0, 2.0} <= pairs.keys()
     for gap, found in pairs.items():
         assert 0 < len(found) <= 24
         assert all(abs(times[later] - times[first] - gap) <= gap / 4 for first, later in found)
-    assert choose_pairs(np.array([0.0, 0.5])).keys() == {0.5}
+    assert choose_pairs(np.array([0.0, 0.5]), np.zeros(2)).keys() == {0.5}
+
+
+def test_no_pair_crosses_a_cut():
+    times, shots = np.arange(40) / 8, np.arange(40) // 25
+    pairs = choose_pairs(times, shots)
+    assert {0.25, 1.0, 2.0} <= pairs.keys()
+    assert all(shots[first] == shots[later] for found in pairs.values() for first, later in found)
 
 
 def test_no_pair_crosses_the_parts_that_sureness_is_counted_by():
     times = np.arange(97) / 8  # 12 s
-    pairs = choose_pairs(times)
+    pairs = choose_pairs(times, np.zeros(len(times)))
     for gap, count in ((0.1, 5), (1.0, 4), (2.0, 3)):
         part = part_of_frames(times, gap)
         assert part.max() + 1 == count == int(12 / (2 + gap))

@@ -19,7 +19,7 @@ def test_of_a_clip_without_any_difference_few_verdicts_are_false(seconds, gap, m
     """Noise of each frame, which is forgotten within `memory` seconds; a pair has that of both its frames."""
     rng = np.random.default_rng(0)
     times = np.arange(int(seconds * 8) + 1) / 8
-    pairs = np.array(choose_pairs(times)[gap])
+    pairs = np.array(choose_pairs(times, np.zeros(len(times)))[gap])
     kept = np.exp(-1 / (8 * memory)) if memory else 0.0
     noise = rng.normal(size=(1500, len(times)))
     for frame in range(1, len(times)):
@@ -50,7 +50,7 @@ def test_a_difference_that_is_there_is_told():
     ],
 )
 def test_clips_without_anything_to_see_get_a_word_and_no_verdict(frames, word):
-    clip = Clip("clip", list(frames.astype(np.uint8)), np.arange(20) / 8)
+    clip = Clip("clip", list(frames.astype(np.uint8)), np.arange(20) / 8, np.zeros(20))
     silence = nothing_to_tell(clip)
     assert word in silence
     assert bool(silence) == bool(word)
@@ -71,13 +71,13 @@ def test_a_small_thing_that_moves_is_a_clip_that_moves():
     frames[0, 0, 0] = 200
     for number in range(10):
         frames[number, 40:48, 10 * number : 10 * number + 8] = 220
-    assert nothing_to_tell(Clip("clip", list(frames), np.arange(10) / 8)) == ""
+    assert nothing_to_tell(Clip("clip", list(frames), np.arange(10) / 8, np.zeros(10))) == ""
 
 
 def test_the_page_names_the_device_that_was_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
-    clip = Clip("clip", [np.full((32, 32, 3), shade, np.uint8) for shade in (10, 200)], np.arange(2.0))
+    clip = Clip("clip", [np.full((32, 32, 3), shade, np.uint8) for shade in (10, 200)], np.arange(2.0), np.zeros(2))
     series = Series(np.ones(1), np.zeros(1), np.zeros(1, int))
     measures = Measures({1.0: series}, series, {1.0: series}, {1.0: series}, 1.0)
     for device, name in ((torch.device("cpu"), "processor, "), (torch.device("cuda", 1), "GPU cuda:1, ")):

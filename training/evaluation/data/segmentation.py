@@ -75,6 +75,20 @@ class Layout:
             check_labels(pair.image, pair.label)
         return pairs
 
+    def labelled_pairs(self, root: Path, split: str) -> list[Pair]:
+        """Return the same, if a pixel of them has a class.
+
+        Raises:
+            InputError: all are void, or as of `pairs`.
+        """
+        pairs = self.pairs(root, split)
+        if not any((self.read(pair.label) != VOID).any() for pair in pairs):
+            raise InputError(
+                f"every pixel of the {len(pairs)} label pictures of {root / split} is void "
+                f"({', '.join(map(str, self.voids))}); check that the labels are of this layout"
+            )
+        return pairs
+
     def read(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 classes, `VOID` where there is none.
 

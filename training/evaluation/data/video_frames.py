@@ -284,7 +284,11 @@ def _load(name: str, source: Source | _Sequence, offsets: Sequence[float], count
     if not len(chosen):
         return None
     renumbered = {offset: np.searchsorted(chosen, pair) for offset, pair in pairs.items()}
-    return Clip(name, np.stack(_read(source, chosen)), times[chosen], renumbered)
+    images = _read(source, chosen)
+    if sizes := {image.shape[:2] for image in images} - {images[0].shape[:2]}:
+        told = " and ".join(f"{height}x{width}" for height, width in (images[0].shape[:2], *sizes))
+        raise InputError(f"the pictures of {name} are {told}; put those of each size into folders of their own")
+    return Clip(name, np.stack(images), times[chosen], renumbered)
 
 
 def _read(source: Source | _Sequence, chosen: np.ndarray) -> list[np.ndarray]:

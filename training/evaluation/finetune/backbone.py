@@ -99,7 +99,8 @@ def pyramid_blocks(depth: int) -> list[int]:
     blocks = [math.ceil(share * depth / 12) - 1 for share in (4, 6, 8, 12)]
     if len(set(blocks)) < 4:
         raise InputError(
-            f"fine-tuning takes the features of four blocks, this model has {depth} in all; choose another"
+            f"fine-tuning takes the features of four blocks spread over five or more, this model has {depth}; "
+            "choose another"
         )
     return blocks
 

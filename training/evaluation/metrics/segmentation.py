@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.evaluation.data.labels import VOID
-from training.evaluation.statistics.figures import halves, percent
+from training.evaluation.statistics.figures import by_unit, percent
 
 TOLERANCE = 0.008
 """Of the image's diagonal: how far a boundary pixel may be from the other boundary."""
@@ -110,40 +110,27 @@ def sum_by_unit(confusions: Iterable[np.ndarray], units: Sequence[str]) -> dict[
     return sums
 
 
-def figures_by_unit(by_unit: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, object]:
+def figures_by_unit(confusions: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, object]:
     """Return what `figures_of` does of all units together, and how sure the mean IoU is.
 
-    A mean IoU is no mean over images or units. So
-
-        interval        its 95 % percentile bootstrap: units are drawn with replacement and their confusions summed
-        half_a, half_b  it on every second unit, and on the others
-        units           what each unit adds to it: its jackknife pseudo-value (Tukey 1958), n times the mean IoU of all
-                        n units less n - 1 times that without this one. Their mean is the mean IoU but for a small
-                        correction, so that two models are compared by them as by any figure per unit; one may lie
-                        outside 0 to 100
+    A mean IoU is no mean over images or units, and of a part of them it is too large: classes that are rare, and poor,
+    are not in it. So `interval`, `half_a`, `half_b` and `units` (`by_unit` of evaluation/statistics/figures.py) are of
+    what each unit adds to the whole: its jackknife pseudo-value (Tukey 1958), n times the mean IoU of all n units less
+    n - 1 times that without this one. Their mean is the mean IoU less its bias; one may lie outside 0 to 100.
 
     Args:
-        by_unit: (classes, classes) pixels by label and prediction, of each unit.
+        confusions: (classes, classes) pixels by label and prediction, of each unit; one at least has a labelled pixel.
         classes: names.
     """
-    confusions = np.stack(list(by_unit.values()))
-    whole, count = confusions.sum(0), len(confusions)
-    drawn = np.random.default_rng(0).integers(0, count, (1000, count))
-    means = [mean_iou(np.tensordot(np.bincount(draw, minlength=count), confusions, 1)) for draw in drawn]
-    without = [mean_iou(whole - one) for one in confusions]
-    parts = count * mean_iou(whole) - (count - 1) * np.array(without) if count > 1 else np.array([mean_iou(whole)])
-    return {
-        **figures_of(whole, classes),
-        "interval": [percent(bound) for bound in np.nanquantile(means, (0.025, 0.975))] if count > 1 else [None, None],
-        **{
-            f"half_{letter}": percent(mean_iou(np.sum(half, axis=0))) if len(half) else None
-            for letter, half in zip("ab", halves(list(confusions)), strict=True)
-        },
-        "units": {name: percent(part) for name, part in zip(by_unit, parts, strict=True)},
-    }
+    labelled = {name: confusion for name, confusion in confusions.items() if confusion.any()}
+    whole, count = np.sum(list(labelled.values()), axis=0), len(labelled)
+    if count == 1:
+        parts = [mean_iou(whole)]
+    else:
+        parts = [count * mean_iou(whole) - (count - 1) * mean_iou(whole - one) for one in labelled.values()]
+    return {**figures_of(whole, classes), **by_unit(parts, list(labelled))}
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Return the mean IoU, in [0, 1], over the classes that occur or are predicted; NaN if there is none."""
-    iou = intersection_over_union(confusion)
-    return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+    """Return the mean IoU, in [0, 1], over the classes that occur or are predicted."""
+    return float(np.nanmean(intersection_over_union(confusion)))

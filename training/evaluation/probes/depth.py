@@ -89,7 +89,7 @@ def train_layer(
     torch.manual_seed(seed)
     grid = (features.grid.shape[1], features.grid.shape[2])
     layer = DepthLayer(features, within).to(device)
-    truth = torch.stack([cell_means(depth(number), grid).half() for number in range(len(features.grid))])
+    truth = torch.stack([cell_means(depth(number), grid) for number in range(len(features.grid))])
     optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     for _ in tqdm(range(steps), desc="linear layer", unit="step", dynamic_ncols=True):

@@ -56,7 +56,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def load_splits(model: Model, args: argparse.Namespace) -> tuple[Split, Split]:
     """Find and encode the images to train and to test on."""
     layout = LAYOUTS[args.layout]
-    found = [layout.pairs(args.data, name) for name in split_names(args)]
+    found = [layout.labelled_pairs(args.data, name) for name in split_names(args)]
     height, width = layout.size or layout.read(found[0][0].label).shape
     size = model.nearest_size(height, width)
     train, test = (
@@ -112,7 +112,7 @@ def train_layer(train: Split, *, steps: int, seed: int, device: torch.device | s
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     for _ in tqdm(range(steps), desc="linear layer", unit="step", dynamic_ncols=True):
         chosen = torch.randint(len(shares), (64,))
-        labelled = shares[chosen].sum()
+        labelled = shares[chosen].sum().clamp_min(1)  # all that are drawn may be void
         optimizer.zero_grad()
         for part in chosen.split(8):  # small parts stay in the processor's caches
             log_probabilities = F.log_softmax(layer(train.features[part].to(device)), dim=-1)

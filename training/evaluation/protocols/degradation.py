@@ -59,7 +59,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     train, test = load_splits(model, args)
     layer = probe.train_layer(train, steps=args.steps, seed=args.seed, device=model.device)
     clean = mean_iou(score_runs(layer, test).sum(0))
-    if clean == 0:
+    if not clean > 0:  # not a number, where no pixel of the images that were chosen has a class
         raise InputError("the layer labels no pixel rightly on clean images, so there is nothing to retain; train more")
     degraded: dict[tuple[str, int], np.ndarray] = {}
     for name in tqdm(args.degradations, desc="degradations", dynamic_ncols=True):
@@ -137,12 +137,13 @@ def summarize(clean: float, degraded: dict[tuple[str, int], np.ndarray], names: 
         names: of the runs.
     """
     mious = {key: mean_iou(confusions.sum(0)) for key, confusions in degraded.items()}
-    by_run = np.mean([[mean_iou(run) for run in confusions] for confusions in degraded.values()], axis=0)
+    labelled = {name: runs for name, *runs in zip(names, *degraded.values(), strict=True) if runs[0].any()}
+    by_run = np.array([np.mean([mean_iou(run) for run in runs]) for runs in labelled.values()])
     figures: dict[str, object] = {
         "degraded_miou": percent(list(mious.values())),
         "clean_miou": percent(clean),
         "retention": percent(np.mean(list(mious.values())) / clean),
-        **by_unit(by_run, names),
+        **by_unit(by_run, list(labelled)),
     }
     tables: dict[str, dict[str, float | None]] = {}
     for name in dict.fromkeys(name for name, _ in mious):

@@ -236,9 +236,16 @@ def video_consistency(labels: np.ndarray, predictions: np.ndarray, frames: int) 
 
 
 def vspw_consistency(layer: StandardizedLinear, test: probe.Split) -> dict[str, float | None]:
-    """Return VC8 and VC16, in percent, over the windows of all sequences of the test images that are long enough."""
+    """Return VC8 and VC16, in percent, over the windows of all sequences of the test images that are long enough.
+
+    Where the size changes another sequence begins.
+    """
     found: dict[int, list[float]] = {8: [], 16: []}
-    for _, numbers in groupby(range(len(test.pairs)), key=lambda number: test.pairs[number].sequence):
+
+    def alike(number: int) -> object:
+        return test.pairs[number].sequence, test.labels(number).shape
+
+    for _, numbers in groupby(range(len(test.pairs)), key=alike):
         chosen = list(numbers)
         labels = np.stack([test.labels(number).numpy() for number in chosen])
         predictions = np.stack(

@@ -5,8 +5,8 @@ tokens of the last block, or of several (--layers 4), standardised per channel w
 deviation. One linear layer is trained for 1,000 steps of 64 images (the papers' Fast-LP; the optimiser is not stated
 there: AdamW 1e-3, weight decay 1e-4, polynomial decay). Its loss is the cross-entropy of every labelled pixel with its
 patch's prediction, computed from the share of each class in each patch. For the score, logits are upsampled bilinearly
-to the labels' size: mean IoU over the classes that occur. Its `interval`, and `units` to compare by, are of the
-recordings, or of runs of images if there are few recordings (`figures_by_unit` of
+to the labels' size: mean IoU over the classes that occur or are predicted. Its `interval`, and `units` to compare by,
+are of the recordings, or of runs of images if there are few recordings (`figures_by_unit` of
 `training/evaluation/metrics/segmentation.py`).
 
 With --future 1 each image's features must tell the labels of the frame one second after it, by the frames' numbers;

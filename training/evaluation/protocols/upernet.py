@@ -109,7 +109,7 @@ def evaluate(model: Model, args: argparse.Namespace) -> dict[str, object]:
     settings = read_settings(UpernetSettings, "upernet", args.preset, args.set)
     layout = LAYOUTS[args.layout]
     backbone = trainable_backbone(model)
-    pairs = [layout.pairs(args.data, split) for split in split_names(args)]
+    pairs = [layout.labelled_pairs(args.data, split) for split in split_names(args)]
     torch.manual_seed(args.seed)
     pyramid = VitPyramid(backbone, settings.drop_path, settings.normed)
     network = UperNet(pyramid, len(layout.classes), settings.channels, settings.auxiliary_channels)

@@ -3,9 +3,9 @@
 Video Instance Parsing, semantic parts: 20 classes, background among them. Nothing is trained: see
 `training/evaluation/probes/propagation.py` for the procedure. Frames are encoded 880 pixels wide, their height in
 proportion, both in whole patches; first + 20 frames, top-10, radius 20, temperature 0.7. Labels are upsampled
-bilinearly to the annotations' size. Scored by the mean IoU over the classes that occur, from one confusion matrix over
-all labelled frames; as in the public script the first frames, whose labels are given, count too: `miou_without_first`
-leaves them out. Expected (VIP_Fine):
+bilinearly to the annotations' size. Scored by the mean IoU over the classes that occur or are predicted, from one
+confusion matrix over all labelled frames; as in the public script the first frames, whose labels are given, count too:
+`miou_without_first` leaves them out. Expected (VIP_Fine):
 
     Images/VIDEO/*.jpg
     Annotations/Category_ids/VIDEO/*.png    0-19, 255 void; one for the first frame, and for as many others as there are

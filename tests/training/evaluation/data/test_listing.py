@@ -14,6 +14,8 @@ def test_numbers_count_by_their_value():
     assert [path.as_posix() for path in natural_order(map(Path, reversed(mixed)))] == mixed
     padded = [f"0016E5_{number:05}.png" for number in (390, 7959, 8159)] + ["Seq05VD_f00000.png"]
     assert [path.name for path in natural_order(map(Path, padded[::-1]))] == sorted(padded)
+    others = ["1²3.jpg", "b/2.jpg", "١/1.jpg", "①/1.jpg"]
+    assert [path.as_posix() for path in natural_order(map(Path, others[::-1]))] == others
 
 
 def test_hidden_files_and_others_are_no_frames(tmp_path):
