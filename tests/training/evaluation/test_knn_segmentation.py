@@ -89,5 +89,7 @@ def test_wrong_options_are_one_sentence(run_command, colours, tmp_path):
     assert "--bank 0 is no number of patches" in error("--bank", "0")
     assert "dev does not exist" in error("--train-split", "dev")
     for path in (colours / "trainannot").iterdir():
-        Image.fromarray(np.full((64, 96), 11, np.uint8)).save(path)
+        labels = np.full((64, 96), 11, np.uint8)
+        labels[0, 0] = 1  # no patch is mostly of a class
+        Image.fromarray(labels).save(path)
     assert "all patches of the 12 training images are void" in error()
