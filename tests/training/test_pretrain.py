@@ -202,7 +202,7 @@ def test_max_time_is_the_length_of_the_run_and_its_schedules_end_with_it(clip, f
     Encoder.from_pretrained(out / "encoder")
 
 
-def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, tmp_path, monkeypatch):
+def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, tmp_path, monkeypatch, capsys):
     step_clock.install(monkeypatch.setattr)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     recipe = read_recipe("smoke", ["--views.low_resolution=0.5", "--run.checkpoint_every=1000000"])
@@ -214,7 +214,10 @@ def test_a_plan_of_many_knots_is_kept_when_a_run_goes_on(losses, clip, frames, t
     # the later revisions are not in the early checkpoint, and depend on the clock
     state = json.loads((early / "state.json").read_text())
     (early / "state.json").write_text(json.dumps({**state, "plan": saved.plan.knots}))
+    capsys.readouterr()
     pretrain([clip], cut, recipe, frames=frames, resume=True)
+    asked = f"{saved.plan.steps} steps, to which --max-time fitted the schedules, not {recipe.run.steps}, of 4 clips"
+    assert asked in capsys.readouterr().err
     assert losses(cut) == losses(whole)
     weights = (cut / "encoder" / "model.safetensors").read_bytes()
     assert weights == (whole / "encoder" / "model.safetensors").read_bytes()

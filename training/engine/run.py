@@ -229,6 +229,8 @@ def train(
     length = f"{trainer.plan.steps} steps"
     if budget:
         length = f"for {budget.left():.0f} s, whatever run.steps and run.epochs say, steps"
+    elif trainer.plan.steps != (asked := recipe.run.total_steps(index.samples)):
+        length += f", to which --max-time fitted the schedules, not {asked},"
     world.say(
         f"{len(stores)} videos, {hours:.2f} h, {len(index)} clips; {length} of {recipe.run.batch_size} clips on "
         f"{world.size} x {world.device.type} in {recipe.run.precision_on(world.device.type)}"
