@@ -173,7 +173,10 @@ class Trainer:
         """Let the method see batches before the first step, if it wants any."""
         schedule = Schedule(self.recipe, self.plan, 0, self.world)
         with self._load(schedule) as batches:
-            self.method.prepare(self.augment(batch) for batch in batches)
+            seen = tqdm(
+                batches, "prepare", unit="batch", leave=False, dynamic_ncols=True, disable=not self.world.is_main
+            )
+            self.method.prepare(self.augment(batch) for batch in seen)
 
     def _load(self, schedule: Schedule) -> closing[Generator[Batch, None, None]]:
         return closing(load_batches(self.clips, schedule, self.world, self.recipe.run.workers))
