@@ -321,7 +321,7 @@ def in_timm(
 
 
 def _preprocessing_of(network: nn.Module) -> ModelConfig:
-    """Return how images become the input of a network of timm."""
+    """Return how images become the input of a network of timm, but for how they are cut, which protocols say."""
     data = resolve_data_config(model=network)
     return ModelConfig(**{name: data[name] for name in ("mean", "std", "interpolation", "crop_pct")})
 

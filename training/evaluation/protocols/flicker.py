@@ -241,15 +241,12 @@ def vspw_consistency(layer: StandardizedLinear, test: probe.Split) -> dict[str, 
     Where the size changes another sequence begins.
     """
     found: dict[int, list[float]] = {8: [], 16: []}
-
-    def alike(number: int) -> object:
-        return test.pairs[number].sequence, test.labels(number).shape
-
-    for _, numbers in groupby(range(len(test.pairs)), key=alike):
-        chosen = list(numbers)
-        labels = np.stack([test.labels(number).numpy() for number in chosen])
+    images = ((pair.sequence, number, test.labels(number).numpy()) for number, pair in enumerate(test.pairs))
+    for _, alike in groupby(images, key=lambda image: (image[0], image[2].shape)):
+        _, numbers, truths = zip(*alike, strict=True)
+        labels = np.stack(truths)
         predictions = np.stack(
-            [probe.predict(layer, test.features[number], labels.shape[1:]).numpy() for number in chosen]
+            [probe.predict(layer, test.features[number], labels.shape[1:]).numpy() for number in numbers]
         )
         for frames, shares in found.items():
             shares += video_consistency(labels, predictions, frames)
